@@ -1,0 +1,54 @@
+//! What tests of larder need, and tests of services and stores built on it.
+//!
+//! A store of your own is checked by the same suite as larder's own stores:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use larder_testkit::{ManualClock, MemoryStore, Subject};
+//!
+//! async fn open() -> Subject {
+//!     let clock = ManualClock::new();
+//!     let store = MemoryStore::new(clock.clone());
+//!     Subject::new(Arc::new(store)).with_clock(clock)
+//! }
+//!
+//! larder_testkit::store_suite!(open); // one test per sentence of the contract
+//! ```
+//!
+//! In reading order: [`larder()`] and [`settle`] · [`ManualClock`] · [`Gate`] and [`LoadCounter`]
+//! for loaders · [`MemoryStore`] and [`FaultyStore`] as tiers · [`store_suite!`] · [`RedisServer`] ·
+//! [`ChaosProxy`] in front of it · `SmallDisk` (Linux) · [`seeds`] for bounded random tests.
+
+#![forbid(unsafe_code)]
+
+mod chaos_proxy;
+mod error;
+mod faulty_store;
+mod gate;
+mod larders;
+mod load_counter;
+mod manual_clock;
+mod memory_store;
+mod ports;
+mod redis_server;
+mod resp;
+mod seeds;
+#[cfg(target_os = "linux")]
+mod small_disk;
+mod spawner;
+pub mod store_suite;
+
+pub use chaos_proxy::{ChaosProxy, Direction, LinkFault};
+pub use error::Error;
+pub use faulty_store::{FaultyStore, Operation, StoreFault};
+pub use gate::Gate;
+pub use larders::{larder, larder_with, settle};
+pub use load_counter::{Load, LoadCounter};
+pub use manual_clock::ManualClock;
+pub use memory_store::MemoryStore;
+pub use redis_server::RedisServer;
+pub use resp::Reply;
+pub use seeds::{Seed, seeded, seeds};
+#[cfg(target_os = "linux")]
+pub use small_disk::SmallDisk;
+pub use store_suite::Subject;

@@ -1,0 +1,193 @@
+//! Properties of writing past leases, expiring, deleting, and times to live.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder::envelope::Header;
+use larder::store::{Fill, Filled, LeaseRequest, Leased, Write};
+
+use super::{
+    HOUR, HOUR_MS, SHORT, Subject, assert_acquired_absent, assert_acquired_stale,
+    assert_same_but_lease, fill, ok, token,
+};
+
+/// `set` asks nothing about what the key held, and no lease outlives it.
+pub async fn set_replaces_whatever_was_there(subject: &Subject) {
+    let keys = ["absent", "fresh", "stale", "held", "held stale", "foreign"];
+    let keys = keys.map(|name| subject.key(name));
+    subject.set(&keys[1], &subject.fresh(vec![9; 900])).await;
+    subject.set(&keys[2], &subject.stale("s")).await;
+    subject.set(&keys[4], &subject.stale("s")).await;
+    subject.set(&keys[5], &Bytes::from_static(b"hello")).await;
+    subject.lease(&keys[3], token()).await;
+    subject.lease(&keys[4], token()).await;
+    let values: Vec<_> = (0..keys.len())
+        .map(|n| subject.stale(format!("new {n}")))
+        .collect();
+    let writes: Vec<_> = keys
+        .iter()
+        .zip(&values)
+        .map(|(key, value)| Write {
+            key: key.clone(),
+            value: value.clone(),
+            ttl: HOUR,
+        })
+        .collect();
+    ok("set", subject.store.set(&writes).await);
+    let expected: Vec<_> = values.iter().cloned().map(Some).collect();
+    assert_eq!(subject.get(&keys).await, expected);
+    for (key, value) in keys.iter().zip(&values) {
+        assert_acquired_stale(&subject.lease(key, token()).await, value);
+    }
+}
+
+/// After `expire` a value is stale, readable, free to be leased, and otherwise what it was.
+pub async fn expire_makes_stale_and_keeps_the_rest(subject: &Subject) {
+    let (fresh_key, leased_key) = (subject.key("fresh"), subject.key("leased"));
+    let (fresh, leased) = (subject.fresh("f"), subject.stale("l"));
+    subject.set(&fresh_key, &fresh).await;
+    subject.set(&leased_key, &leased).await;
+    subject.lease(&leased_key, token()).await;
+    let now = subject.now();
+    let keys = [fresh_key, leased_key];
+    ok("expire", subject.store.expire(&keys, now).await);
+    let found = subject.get(&keys).await;
+    let header = Header::parse(&found[0].clone().unwrap_or_default());
+    let expected = Header::parse(&fresh).map(|header| Header {
+        fresh_until: now,
+        lease_until: 0,
+        ..header
+    });
+    let found_header = header.map(|header| Header {
+        lease_until: 0,
+        ..header
+    });
+    assert_eq!(found_header, expected, "only fresh-until changes");
+    let body = found[0].as_ref().map(|value| value.slice(Header::LEN..));
+    assert_eq!(body, Some(fresh.slice(Header::LEN..)), "the body stays");
+    assert_same_but_lease(&found[1], &leased);
+    for key in &keys {
+        let request = LeaseRequest {
+            stale_at: now,
+            ..subject.request(token(), HOUR)
+        };
+        match subject.lease_with(key, &request).await {
+            Leased::Acquired { stale: Some(_) } => {}
+            other => panic!("an expired value is leased with its value readable, not {other:?}"),
+        }
+    }
+}
+
+/// A value that is stale already, or dead before `wall`, keeps its times; the header stays valid.
+pub async fn expire_never_makes_a_value_fresher(subject: &Subject) {
+    let key = subject.key("stale");
+    let old = subject.stale("old");
+    subject.set(&key, &old).await;
+    for wall in [subject.now(), subject.now() + 10 * HOUR_MS, u64::MAX] {
+        subject.expire(&key, wall).await;
+        assert_same_but_lease(&subject.raw(&key).await, &old);
+        assert_acquired_stale(&subject.lease(&key, token()).await, &old);
+    }
+}
+
+/// A placeholder has no value to keep, and an absent key stays absent.
+pub async fn expire_removes_a_placeholder_and_adds_nothing(subject: &Subject) {
+    let (held, absent) = (subject.key("held"), subject.key("absent"));
+    subject.lease(&held, token()).await;
+    let keys = [held.clone(), absent];
+    ok("expire", subject.store.expire(&keys, subject.now()).await);
+    assert_eq!(subject.get(&keys).await, [None, None]);
+    assert_acquired_absent(&subject.lease(&held, token()).await);
+}
+
+/// `delete` removes what is named, whatever it is, and nothing else.
+pub async fn delete_removes_values_and_leases(subject: &Subject) {
+    let keys = ["fresh", "stale", "held", "absent", "kept"].map(|name| subject.key(name));
+    let kept = subject.fresh("kept");
+    subject.set(&keys[0], &subject.fresh("f")).await;
+    subject.set(&keys[1], &subject.stale("s")).await;
+    subject.set(&keys[4], &kept).await;
+    subject
+        .lease_all(&keys[1..3], &subject.request(token(), HOUR))
+        .await;
+    subject.delete(&keys[..4]).await;
+    assert_eq!(
+        subject.get(&keys).await,
+        [None, None, None, None, Some(kept)]
+    );
+    for key in &keys[..4] {
+        assert_acquired_absent(&subject.lease(key, token()).await);
+    }
+}
+
+/// The store forgets by itself, whether `set` or `fill` wrote, and `expire` does not prolong.
+pub async fn a_value_is_gone_when_its_time_to_live_is_over(subject: &Subject) {
+    let keys = ["set", "filled", "expired", "replaced", "long"].map(|name| subject.key(name));
+    let value = subject.fresh("v");
+    let holder = token();
+    subject.lease(&keys[1], holder).await;
+    subject.set(&keys[4], &value).await;
+    for key in [&keys[0], &keys[2], &keys[3]] {
+        subject.set_for(key, &value, SHORT).await;
+    }
+    let short = Fill {
+        ttl: SHORT,
+        ..fill(&keys[1], holder, &value)
+    };
+    assert_eq!(subject.fill_all(&[short]).await, [Filled::Stored]);
+    subject.expire(&keys[2], subject.now()).await;
+    subject.set(&keys[3], &value).await;
+    subject.pass(SHORT);
+    subject
+        .eventually("short values end", async || {
+            subject.get(&keys[..3]).await == [None, None, None]
+        })
+        .await;
+    let kept = Some(value);
+    assert_eq!(
+        subject.get(&keys[3..]).await,
+        [kept.clone(), kept],
+        "an hour is not over"
+    );
+}
+
+/// Times at both ends neither fail nor wrap around.
+pub async fn extreme_times_are_taken(subject: &Subject) {
+    let (ever, brief, leased) = (
+        subject.key("ever"),
+        subject.key("brief"),
+        subject.key("leased"),
+    );
+    let value = subject.fresh("v");
+    subject.set_for(&ever, &value, Duration::MAX).await;
+    subject
+        .set_for(&brief, &value, Duration::from_nanos(1))
+        .await;
+    let holder = token();
+    assert_acquired_absent(
+        &subject
+            .lease_with(&leased, &subject.request(holder, Duration::MAX))
+            .await,
+    );
+    assert_eq!(
+        subject.lease(&leased, token()).await,
+        Leased::Held { stale: None }
+    );
+    subject.pass(SHORT);
+    subject
+        .eventually("the shortest time ends", async || {
+            subject.raw(&brief).await.is_none()
+        })
+        .await;
+    assert_eq!(subject.raw(&ever).await, Some(value.clone()));
+    assert_eq!(
+        subject.lease(&leased, token()).await,
+        Leased::Held { stale: None }
+    );
+    let fill = Fill {
+        ttl: Duration::MAX,
+        ..fill(&leased, holder, &value)
+    };
+    assert_eq!(subject.fill_all(&[fill]).await, [Filled::Stored]);
+    assert_eq!(subject.raw(&leased).await, Some(value));
+}

@@ -1,0 +1,610 @@
+//! A suite that every store passes proves nothing. Each store here breaks one promise, and the
+//! property that names it must say so.
+
+use std::future::{Ready, ready};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder::clock::{BoxFuture, Millis};
+use larder::envelope::Header;
+use larder::store::{
+    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreResult,
+    Write,
+};
+use larder_testkit::store_suite::{self, Subject, check};
+use larder_testkit::{ManualClock, MemoryStore};
+
+/// What is wrong with a store.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Flaw {
+    None,
+    AnswersInKeyOrder,
+    ErrsOnEmptyBatches,
+    LosesAllBut500OfABatch,
+    AbsentIsEmpty,
+    FetchesValuesWhole,
+    CutsAtTheLimit,
+    EndsValuesAtNul,
+    EndsKeysAtNul,
+    ReadsKeysAsUtf8,
+    TakesLessThanItSays,
+    EveryoneAcquires,
+    NobodyAcquiresStale,
+    LeasesFreshValues,
+    StaleAtIsFresh,
+    ComparesTimesAsDoubles,
+    ReturnsForeignBytes,
+    LeasesAnswerBackwards,
+    LeasesFetchWhole,
+    LeaseIsNotAtomic,
+    LeasesNeverEnd,
+    LeasesShortenValues,
+    LeasesProlongValues,
+    FillIgnoresTheToken,
+    FillKeepsTheToken,
+    DeleteKeepsLeases,
+    SetKeepsLeases,
+    ExpireKeepsLeases,
+    ClearKeepsLeases,
+    ReleaseKeepsThePlaceholder,
+    ReleaseKeepsTheToken,
+    ReleaseIgnoresTheToken,
+    LateFillsLand,
+    ComparesTokensAsDoubles,
+    RefusesWholeBatches,
+    SetIsFill,
+    ExpireDeletes,
+    ExpireRefreshes,
+    ExpireKeepsPlaceholders,
+    DeletesOnlyValues,
+    IgnoresTimesToLive,
+    ErrsOnLongTimes,
+    ClearsBySegment,
+    ClearsByPattern,
+    ClearsAThousand,
+    MiscountsClears,
+    HasNoName,
+    BreaksWhenDropped,
+}
+
+#[derive(Debug)]
+struct Broken {
+    store: MemoryStore,
+    flaw: Flaw,
+    /// Set while an operation of a store that breaks when dropped is under way.
+    busy: AtomicBool,
+}
+
+/// As long as no test runs.
+const EVER: Duration = Duration::from_secs(1 << 30);
+
+impl Broken {
+    fn is(&self, flaw: Flaw) -> bool {
+        self.flaw == flaw
+    }
+
+    fn key(&self, key: &Bytes) -> Bytes {
+        match self.flaw {
+            Flaw::EndsKeysAtNul => key
+                .split(|&byte| byte == 0)
+                .next()
+                .unwrap_or(key)
+                .to_vec()
+                .into(),
+            Flaw::ReadsKeysAsUtf8 => String::from_utf8_lossy(key).into_owned().into(),
+            _ => key.clone(),
+        }
+    }
+
+    fn keys(&self, keys: &[Bytes]) -> Vec<Bytes> {
+        keys.iter().map(|key| self.key(key)).collect()
+    }
+
+    fn token(&self, token: LeaseToken) -> LeaseToken {
+        if !self.is(Flaw::ComparesTokensAsDoubles) {
+            return token;
+        }
+        LeaseToken::from_bits(token.bits() as f64 as u64).unwrap_or(token)
+    }
+
+    async fn raw(&self, key: &Bytes) -> Option<Bytes> {
+        let mut found = self
+            .store
+            .get(std::slice::from_ref(key), usize::MAX)
+            .await
+            .ok()?;
+        found.pop()?
+    }
+
+    async fn put(&self, key: &Bytes, value: Bytes, ttl: Duration) -> StoreResult<()> {
+        let key = self.key(key);
+        self.store.set(&[Write { key, value, ttl }]).await
+    }
+
+    async fn header(&self, key: &Bytes) -> Option<Header> {
+        Header::parse(&self.raw(key).await?)
+    }
+
+    /// Puts a lease that was lost back into the key, as if it had never been.
+    async fn put_lease_back(&self, key: &Bytes, before: Option<Header>) -> StoreResult<()> {
+        let Some(old) = before.filter(|header| header.lease.is_some()) else {
+            return Ok(());
+        };
+        let now = self
+            .raw(key)
+            .await
+            .filter(|value| value.len() >= Header::LEN);
+        let value = now.unwrap_or_else(|| Bytes::copy_from_slice(&old.to_bytes()));
+        let header = Header::parse(&value).unwrap_or(old);
+        let header = Header {
+            lease: old.lease,
+            lease_until: old.lease_until,
+            ..header
+        };
+        self.put(
+            key,
+            [&header.to_bytes()[..], &value[Header::LEN..]]
+                .concat()
+                .into(),
+            EVER,
+        )
+        .await
+    }
+
+    fn err_on_empty<T>(&self, batch: &[T]) -> StoreResult<()> {
+        match batch {
+            [] if self.is(Flaw::ErrsOnEmptyBatches) => Err(StoreError::refused("empty")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Store for Broken {
+    fn name(&self) -> &str {
+        if self.is(Flaw::HasNoName) {
+            ""
+        } else {
+            "broken"
+        }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        match self.flaw {
+            Flaw::TakesLessThanItSays => Capabilities::new(MemoryStore::MAX_VALUE_BYTES + 1),
+            _ => self.store.capabilities(),
+        }
+    }
+
+    fn get<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        limit: usize,
+    ) -> BoxFuture<'a, StoreResult<Vec<Option<Bytes>>>> {
+        Box::pin(async move {
+            self.err_on_empty(keys)?;
+            let mut asked = self.keys(keys);
+            let limit = match self.flaw {
+                Flaw::FetchesValuesWhole => usize::MAX,
+                Flaw::CutsAtTheLimit => limit.saturating_sub(1),
+                _ => limit,
+            };
+            match self.flaw {
+                Flaw::AnswersInKeyOrder => asked.sort(),
+                Flaw::LosesAllBut500OfABatch => asked.truncate(500),
+                _ => {}
+            }
+            let mut found = self.store.get(&asked, limit).await?;
+            found.resize(keys.len(), None);
+            for value in &mut found {
+                match (&value, self.flaw) {
+                    (None, Flaw::AbsentIsEmpty) => *value = Some(Bytes::new()),
+                    (Some(full), Flaw::EndsValuesAtNul) if full.len() > Header::LEN => {
+                        let body = &full[Header::LEN..];
+                        let end = body.iter().position(|&b| b == 0).unwrap_or(body.len());
+                        *value = Some(full.slice(..Header::LEN + end));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn lease<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        request: &'a LeaseRequest,
+    ) -> BoxFuture<'a, StoreResult<Vec<Leased>>> {
+        Box::pin(async move {
+            self.err_on_empty(keys)?;
+            let mut request = LeaseRequest {
+                token: self.token(request.token),
+                ..request.clone()
+            };
+            let mut asked = self.keys(keys);
+            match self.flaw {
+                Flaw::LeasesNeverEnd => request.lease_for = EVER,
+                Flaw::LeasesFetchWhole => request.limit = usize::MAX,
+                Flaw::StaleAtIsFresh => request.stale_at -= 1,
+                Flaw::LeasesFreshValues => request.stale_at = u64::MAX,
+                Flaw::ComparesTimesAsDoubles => {
+                    request.stale_at = request.stale_at as f64 as u64;
+                }
+                Flaw::LeasesAnswerBackwards => asked.reverse(),
+                Flaw::LeaseIsNotAtomic => return self.lease_in_two_steps(&asked, &request).await,
+                Flaw::NobodyAcquiresStale
+                | Flaw::LeasesShortenValues
+                | Flaw::LeasesProlongValues
+                | Flaw::EveryoneAcquires
+                | Flaw::ReturnsForeignBytes => {
+                    return self.lease_one_by_one(&asked, &request).await;
+                }
+                _ => {}
+            }
+            self.store.lease(&asked, &request).await
+        })
+    }
+
+    fn fill<'a>(&'a self, fills: &'a [Fill]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
+        Box::pin(async move {
+            self.err_on_empty(fills)?;
+            let mut filled = Vec::new();
+            for fill in fills {
+                filled.push(self.fill_one(fill).await?);
+            }
+            if self.is(Flaw::RefusesWholeBatches) && filled.contains(&Filled::Refused) {
+                filled.fill(Filled::Refused);
+            }
+            Ok(filled)
+        })
+    }
+
+    fn release<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        token: LeaseToken,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            for key in &self.keys(keys) {
+                let header = self.header(key).await;
+                let value = self
+                    .raw(key)
+                    .await
+                    .is_some_and(|value| value.len() > Header::LEN);
+                let token = match (self.flaw, header.and_then(|header| header.lease)) {
+                    (Flaw::ReleaseKeepsThePlaceholder, Some(_)) if !value => continue,
+                    (Flaw::ReleaseKeepsTheToken, Some(_)) if value => continue,
+                    (Flaw::ReleaseIgnoresTheToken, Some(any)) => any,
+                    _ => self.token(token),
+                };
+                self.store.release(std::slice::from_ref(key), token).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            if self.is(Flaw::BreaksWhenDropped) {
+                if self.busy.swap(true, Ordering::SeqCst) {
+                    return Err(StoreError::unavailable("still busy with what was dropped"));
+                }
+                tokio::task::yield_now().await;
+                self.busy.store(false, Ordering::SeqCst);
+            }
+            for write in writes {
+                let before = self.header(&write.key).await;
+                let ttl = match self.flaw {
+                    Flaw::IgnoresTimesToLive => EVER,
+                    Flaw::ErrsOnLongTimes if write.ttl > EVER => {
+                        return Err(StoreError::refused("ERR invalid expire time"));
+                    }
+                    _ => write.ttl,
+                };
+                if self.is(Flaw::SetIsFill) && before.is_some_and(|header| header.lease.is_some()) {
+                    continue;
+                }
+                self.put(&write.key, write.value.clone(), ttl).await?;
+                if self.is(Flaw::SetKeepsLeases) {
+                    self.put_lease_back(&write.key, before).await?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            if self.is(Flaw::ExpireDeletes) {
+                return self.store.delete(&self.keys(keys)).await;
+            }
+            for key in &self.keys(keys) {
+                let before = self.header(key).await;
+                let raw = self.raw(key).await.unwrap_or_default();
+                if self.is(Flaw::ExpireKeepsPlaceholders) && raw.len() == Header::LEN {
+                    continue;
+                }
+                self.store.expire(std::slice::from_ref(key), wall).await?;
+                match before {
+                    Some(header) if self.is(Flaw::ExpireRefreshes) && raw.len() > Header::LEN => {
+                        let header = Header {
+                            fresh_until: wall.min(header.stale_until),
+                            lease: None,
+                            ..header
+                        };
+                        let value = [&header.to_bytes()[..], &raw[Header::LEN..]].concat();
+                        self.put(key, value.into(), EVER).await?;
+                    }
+                    _ if self.is(Flaw::ExpireKeepsLeases) => {
+                        self.put_lease_back(key, before).await?;
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn delete<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            for key in &self.keys(keys) {
+                let before = self.header(key).await;
+                let raw = self.raw(key).await.unwrap_or_default();
+                if self.is(Flaw::DeletesOnlyValues) && raw.len() == Header::LEN {
+                    continue;
+                }
+                self.store.delete(std::slice::from_ref(key)).await?;
+                if self.is(Flaw::DeleteKeepsLeases) {
+                    self.put_lease_back(key, before).await?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn clear<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, StoreResult<u64>> {
+        Box::pin(async move {
+            let prefix = match self.flaw {
+                // Forgets what stands behind the last colon.
+                Flaw::ClearsBySegment => {
+                    let end = prefix.iter().rposition(|&byte| byte == b':');
+                    &prefix[..end.map_or(prefix.len(), |end| end + 1)]
+                }
+                // Matches everything from the first special character on.
+                Flaw::ClearsByPattern => {
+                    let special = |byte: &u8| b"*?[\\".contains(byte);
+                    &prefix[..prefix.iter().position(special).unwrap_or(prefix.len())]
+                }
+                _ => prefix,
+            };
+            match self.flaw {
+                Flaw::ClearKeepsLeases if prefix.ends_with(b"voided:") => Ok(0),
+                Flaw::ClearKeepsLeases if prefix.ends_with(b"gone:") => Ok(0),
+                Flaw::MiscountsClears => self.store.clear(prefix).await.map(|count| count + 1),
+                Flaw::ClearsAThousand => {
+                    self.store.clear(prefix).await.map(|count| count.min(1000))
+                }
+                _ => self.store.clear(prefix).await,
+            }
+        })
+    }
+
+    fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
+        self.store.ping()
+    }
+}
+
+impl Broken {
+    async fn fill_one(&self, fill: &Fill) -> StoreResult<Filled> {
+        let fill = Fill {
+            key: self.key(&fill.key),
+            token: self.token(fill.token),
+            ..fill.clone()
+        };
+        let before = self.header(&fill.key).await;
+        if self.is(Flaw::FillIgnoresTheToken) {
+            return self
+                .put(&fill.key, fill.value, fill.ttl)
+                .await
+                .map(|()| Filled::Stored);
+        }
+        if self.is(Flaw::LateFillsLand) && before.and_then(|h| h.lease) == Some(fill.token) {
+            return self
+                .put(&fill.key, fill.value, fill.ttl)
+                .await
+                .map(|()| Filled::Stored);
+        }
+        let key = fill.key.clone();
+        let filled = self.store.fill(&[fill]).await?.remove(0);
+        if self.is(Flaw::FillKeepsTheToken) && filled == Filled::Stored {
+            self.put_lease_back(&key, before).await?;
+        }
+        Ok(filled)
+    }
+
+    async fn lease_in_two_steps(
+        &self,
+        keys: &[Bytes],
+        request: &LeaseRequest,
+    ) -> StoreResult<Vec<Leased>> {
+        let found = self.store.get(keys, usize::MAX).await?;
+        tokio::task::yield_now().await;
+        let mut leased = self.store.lease(keys, request).await?;
+        for (found, leased) in found.iter().zip(&mut leased) {
+            match leased {
+                Leased::Held { stale: None } if found.is_none() => {
+                    *leased = Leased::Acquired { stale: None };
+                }
+                _ => {}
+            }
+        }
+        Ok(leased)
+    }
+
+    async fn lease_one_by_one(
+        &self,
+        keys: &[Bytes],
+        request: &LeaseRequest,
+    ) -> StoreResult<Vec<Leased>> {
+        let mut all = Vec::new();
+        for key in keys {
+            let before = self.raw(key).await;
+            let mut leased = self
+                .store
+                .lease(std::slice::from_ref(key), request)
+                .await?
+                .remove(0);
+            leased = match (self.flaw, leased, before) {
+                (
+                    Flaw::NobodyAcquiresStale,
+                    Leased::Acquired { stale: Some(stale) },
+                    Some(before),
+                ) => {
+                    self.put(key, before, EVER).await?;
+                    Leased::Held { stale: Some(stale) }
+                }
+                (flaw, leased @ Leased::Acquired { stale: Some(_) }, _)
+                    if [Flaw::LeasesShortenValues, Flaw::LeasesProlongValues].contains(&flaw) =>
+                {
+                    let value = self.raw(key).await.unwrap_or_default();
+                    let shorter = flaw == Flaw::LeasesShortenValues;
+                    self.put(key, value, if shorter { request.lease_for } else { EVER })
+                        .await?;
+                    leased
+                }
+                (Flaw::EveryoneAcquires, Leased::Held { stale }, _) => Leased::Acquired { stale },
+                (Flaw::ReturnsForeignBytes, Leased::Acquired { stale: None }, Some(before))
+                    if Header::parse(&before).is_none() =>
+                {
+                    self.put(key, before.clone(), EVER).await?;
+                    Leased::Value(before)
+                }
+                (_, leased, _) => leased,
+            };
+            all.push(leased);
+        }
+        Ok(all)
+    }
+}
+
+fn open(flaw: Flaw) -> impl FnOnce() -> Ready<Subject> {
+    move || {
+        let clock = ManualClock::new();
+        let store = Broken {
+            store: MemoryStore::new(clock.clone()),
+            flaw,
+            busy: AtomicBool::new(false),
+        };
+        ready(Subject::new(Arc::new(store)).with_clock(clock))
+    }
+}
+
+mod without_a_flaw_it_passes {
+    use super::*;
+
+    larder_testkit::store_suite!(open(Flaw::None));
+}
+
+/// Each property, and the flaws that it must find.
+macro_rules! finds {
+    ($($property:ident: $($flaw:ident)+;)+) => {
+        $(
+            #[test]
+            fn $property() {
+                for flaw in [$(Flaw::$flaw),+] {
+                    let checked = || check(open(flaw), store_suite::$property);
+                    let found = catch_unwind(AssertUnwindSafe(checked));
+                    assert!(found.is_err(), "a store that {flaw:?} passes");
+                }
+            }
+        )+
+
+        const TESTED: &[&str] = &[$(stringify!($property)),+];
+    };
+}
+
+finds! {
+    // Reading
+    a_batch_is_answered_in_the_order_asked: AnswersInKeyOrder;
+    an_empty_batch_is_answered_with_nothing: ErrsOnEmptyBatches;
+    a_batch_may_be_large: LosesAllBut500OfABatch;
+    an_absent_key_reads_as_none: AbsentIsEmpty;
+    a_value_longer_than_the_limit_is_recognisable: FetchesValuesWhole CutsAtTheLimit;
+    a_value_comes_back_byte_for_byte: EndsValuesAtNul;
+    keys_are_any_bytes: EndsKeysAtNul ReadsKeysAsUtf8;
+    a_value_may_be_as_long_as_the_store_says: TakesLessThanItSays;
+    // Taking a lease
+    a_lease_on_an_absent_key_is_acquired_once: EveryoneAcquires;
+    a_lease_on_a_stale_value_leaves_it_readable: NobodyAcquiresStale EveryoneAcquires;
+    a_fresh_value_is_returned_without_a_lease: LeasesFreshValues;
+    staleness_is_compared_to_the_millisecond: StaleAtIsFresh ComparesTimesAsDoubles;
+    bytes_that_are_no_envelope_are_leased_as_absent: ReturnsForeignBytes;
+    leases_of_a_batch_are_answered_in_order: LeasesAnswerBackwards;
+    a_lease_read_is_cut_at_the_limit: LeasesFetchWhole;
+    one_of_many_concurrent_readers_gets_the_lease: LeaseIsNotAtomic EveryoneAcquires;
+    a_lease_ends_when_its_time_is_over: LeasesNeverEnd;
+    a_lease_neither_prolongs_nor_shortens_a_stale_value: LeasesShortenValues LeasesProlongValues;
+    // Filling
+    a_fill_with_the_token_is_stored_and_ends_the_lease: FillKeepsTheToken;
+    a_fill_without_the_token_is_refused: FillIgnoresTheToken;
+    a_fill_is_refused_after_delete: DeleteKeepsLeases FillIgnoresTheToken;
+    a_fill_is_refused_after_set: SetKeepsLeases FillIgnoresTheToken;
+    a_fill_is_refused_after_expire: ExpireKeepsLeases FillIgnoresTheToken;
+    a_fill_is_refused_after_clear: ClearKeepsLeases FillIgnoresTheToken;
+    a_fill_is_refused_after_release: ReleaseKeepsTheToken ReleaseKeepsThePlaceholder;
+    a_fill_is_refused_after_the_lease_ended: LateFillsLand FillIgnoresTheToken;
+    tokens_are_compared_in_full: ComparesTokensAsDoubles;
+    fills_of_a_batch_are_answered_in_order: RefusesWholeBatches;
+    // Giving a lease back
+    release_removes_a_placeholder: ReleaseKeepsThePlaceholder;
+    release_restores_a_stale_value: ReleaseKeepsTheToken;
+    release_leaves_the_leases_of_others_alone: ReleaseIgnoresTheToken;
+    // Writing
+    set_replaces_whatever_was_there: SetIsFill SetKeepsLeases;
+    expire_makes_stale_and_keeps_the_rest: ExpireDeletes ExpireKeepsLeases;
+    expire_never_makes_a_value_fresher: ExpireRefreshes;
+    expire_removes_a_placeholder_and_adds_nothing: ExpireKeepsPlaceholders;
+    delete_removes_values_and_leases: DeletesOnlyValues DeleteKeepsLeases;
+    a_value_is_gone_when_its_time_to_live_is_over: IgnoresTimesToLive;
+    extreme_times_are_taken: ErrsOnLongTimes;
+    // Clearing
+    clear_removes_its_prefix_and_nothing_else: ClearsBySegment MiscountsClears;
+    clear_takes_its_prefix_literally: ClearsByPattern;
+    clear_removes_many_keys: ClearsAThousand;
+    clear_ends_leases: ClearKeepsLeases;
+    // The rest
+    the_store_describes_itself: HasNoName;
+    a_dropped_operation_leaves_the_store_usable: BreaksWhenDropped;
+    random_sequences_agree_with_the_model: FillIgnoresTheToken ExpireKeepsLeases EveryoneAcquires
+        ReleaseIgnoresTheToken SetKeepsLeases DeleteKeepsLeases;
+    no_fill_from_before_a_delete_ever_lands: FillIgnoresTheToken DeleteKeepsLeases;
+}
+
+#[test]
+fn every_property_is_in_the_suite_and_has_a_store_that_breaks_it() {
+    let suite = include_str!("../src/store_suite.rs");
+    let sources = [
+        include_str!("../src/store_suite/reading.rs"),
+        include_str!("../src/store_suite/leasing.rs"),
+        include_str!("../src/store_suite/filling.rs"),
+        include_str!("../src/store_suite/releasing.rs"),
+        include_str!("../src/store_suite/writing.rs"),
+        include_str!("../src/store_suite/clearing.rs"),
+        include_str!("../src/store_suite/whole.rs"),
+    ];
+    let listed = |name: &str| suite.lines().any(|line| line.trim() == name);
+    let name = |line: &'static str| Some(line.strip_prefix("pub async fn ")?.split_once('(')?.0);
+    let defined: Vec<&str> = sources
+        .iter()
+        .flat_map(|source| source.lines())
+        .filter_map(name)
+        .collect();
+    assert!(defined.len() > 40, "{defined:?}");
+    for property in defined {
+        assert!(listed(property), "store_suite! leaves {property} out");
+        assert!(TESTED.contains(&property), "nothing here breaks {property}");
+    }
+}

@@ -1,0 +1,257 @@
+//! What a loader may return, and what it is given.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::entry::Held;
+use crate::options::Span;
+use crate::policy::Wishes;
+
+/// What a load found, and how to keep it. Options given here come before those of the cache.
+///
+/// ```
+/// use larder::Loaded;
+///
+/// let found: Loaded<&str> = Loaded::value("espresso").ttl("10m").etag("\"v7\"");
+/// let nothing = Loaded::<String>::absent();
+/// let secret: Loaded<&str> = Loaded::no_store("4711");
+/// ```
+#[derive(Debug)]
+pub struct Loaded<V> {
+    pub(crate) content: Content<V>,
+    pub(crate) keep: Keep,
+    pub(crate) wishes: Wishes,
+    pub(crate) version: Option<u64>,
+    pub(crate) etag: Option<Box<str>>,
+    pub(crate) last_modified: Option<u64>,
+    /// The first option that could not be understood.
+    pub(crate) problem: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Content<V> {
+    Value(Arc<V>),
+    Absent,
+    NotModified,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Store,
+    NoStore,
+}
+
+impl<V> Loaded<V> {
+    fn new(content: Content<V>, keep: Keep) -> Self {
+        Self {
+            content,
+            keep,
+            wishes: Wishes::default(),
+            version: None,
+            etag: None,
+            last_modified: None,
+            problem: None,
+        }
+    }
+
+    /// A value, kept as the cache says.
+    pub fn value(value: impl Into<Arc<V>>) -> Self {
+        Self::new(Content::Value(value.into()), Keep::Store)
+    }
+
+    /// There is no such value. Kept for the cache's negative TTL, if it has one.
+    pub fn absent() -> Self {
+        Self::new(Content::Absent, Keep::Store)
+    }
+
+    /// A value for the callers that wait for it, and for nobody after them.
+    pub fn no_store(value: impl Into<Arc<V>>) -> Self {
+        Self::new(Content::Value(value.into()), Keep::NoStore)
+    }
+
+    /// The stale value that [`Load::stale`] showed is still right: it is fresh again. An error if
+    /// there was none.
+    pub fn not_modified() -> Self {
+        Self::new(Content::NotModified, Keep::Store)
+    }
+
+    /// How long this entry is fresh. Zero: it is not stored.
+    #[must_use]
+    pub fn ttl(mut self, ttl: impl Span) -> Self {
+        self.wishes.ttl = self.span("ttl", ttl);
+        self
+    }
+
+    /// How long behind its TTL this entry is served while it is refreshed.
+    #[must_use]
+    pub fn grace(mut self, grace: impl Span) -> Self {
+        self.wishes.grace = self.span("grace", grace);
+        self
+    }
+
+    /// The version of the row or object behind this entry.
+    #[must_use]
+    pub fn version(mut self, version: u64) -> Self {
+        self.version = Some(version);
+        self
+    }
+
+    /// The validator of the source, shown to the next load of this key.
+    #[must_use]
+    pub fn etag(mut self, etag: impl Into<Box<str>>) -> Self {
+        self.etag = Some(etag.into());
+        self
+    }
+
+    /// When the source last changed, in whole seconds since the Unix epoch; shown to the next
+    /// load of this key.
+    #[must_use]
+    pub fn last_modified(mut self, seconds: u64) -> Self {
+        self.last_modified = Some(seconds);
+        self
+    }
+
+    fn span(&mut self, name: &str, span: impl Span) -> Option<Duration> {
+        match span.into_duration() {
+            Ok(span) => Some(span),
+            Err(problem) => {
+                self.problem.get_or_insert(format!("{name}: {problem}"));
+                None
+            }
+        }
+    }
+}
+
+impl<V> From<V> for Loaded<V> {
+    fn from(value: V) -> Self {
+        Self::value(Arc::new(value))
+    }
+}
+
+/// What a loader may return: `V`, `Arc<V>`, `Option<V>` or [`Loaded<V>`].
+///
+/// The caller gets `Arc<V>` for the first two, and `Option<Arc<V>>` where "there is no such
+/// value" is possible. This trait is sealed.
+#[diagnostic::on_unimplemented(
+    message = "a loader of this cache cannot return `{Self}`",
+    note = "return `Result<V, E>`, `Result<Option<V>, E>` or `Result<Loaded<V>, E>`, where `V` is the cache's value type `{V}`"
+)]
+pub trait Answer<V>: sealed::Sealed<V> + Send + 'static {
+    /// What the caller gets.
+    type Out: Send;
+
+    /// This answer as a [`Loaded`].
+    #[doc(hidden)]
+    fn into_loaded(self) -> Loaded<V>;
+
+    /// What the caller gets for `value`; `None` if this kind of answer has no word for "absent".
+    #[doc(hidden)]
+    fn out(value: Option<Arc<V>>) -> Option<Self::Out>;
+}
+
+mod sealed {
+    pub trait Sealed<V> {}
+    impl<V> Sealed<V> for V {}
+    impl<V> Sealed<V> for std::sync::Arc<V> {}
+    impl<V> Sealed<V> for Option<V> {}
+    impl<V> Sealed<V> for super::Loaded<V> {}
+}
+
+impl<V: Send + Sync + 'static> Answer<V> for V {
+    type Out = Arc<V>;
+
+    fn into_loaded(self) -> Loaded<V> {
+        Loaded::from(self)
+    }
+
+    fn out(value: Option<Arc<V>>) -> Option<Arc<V>> {
+        value
+    }
+}
+
+impl<V: Send + Sync + 'static> Answer<V> for Arc<V> {
+    type Out = Arc<V>;
+
+    fn into_loaded(self) -> Loaded<V> {
+        Loaded::value(self)
+    }
+
+    fn out(value: Option<Arc<V>>) -> Option<Arc<V>> {
+        value
+    }
+}
+
+impl<V: Send + Sync + 'static> Answer<V> for Option<V> {
+    type Out = Option<Arc<V>>;
+
+    fn into_loaded(self) -> Loaded<V> {
+        self.map_or_else(Loaded::absent, Loaded::from)
+    }
+
+    fn out(value: Option<Arc<V>>) -> Option<Option<Arc<V>>> {
+        Some(value)
+    }
+}
+
+impl<V: Send + Sync + 'static> Answer<V> for Loaded<V> {
+    type Out = Option<Arc<V>>;
+
+    fn into_loaded(self) -> Loaded<V> {
+        self
+    }
+
+    fn out(value: Option<Arc<V>>) -> Option<Option<Arc<V>>> {
+        Some(value)
+    }
+}
+
+/// What a loader is given: the key, and the stale value if there is one.
+#[derive(Debug)]
+pub struct Load<K, V> {
+    pub(crate) key: K,
+    pub(crate) stale: Option<Stale<V>>,
+}
+
+impl<K, V> Load<K, V> {
+    /// The key to load.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
+    /// The key to load, owned: the loader runs in its own task.
+    pub fn into_key(self) -> K {
+        self.key
+    }
+
+    /// The stale value, for a conditional request that [`Loaded::not_modified`] may answer.
+    pub fn stale(&self) -> Option<&Stale<V>> {
+        self.stale.as_ref()
+    }
+}
+
+/// A stale value with its validators.
+#[derive(Debug)]
+pub struct Stale<V> {
+    held: Held<V>,
+}
+
+impl<V> Stale<V> {
+    pub(crate) fn new(held: &Held<V>) -> Self {
+        Self { held: held.clone() }
+    }
+
+    /// The value; `None` where the entry says that there is none.
+    pub fn value(&self) -> Option<&Arc<V>> {
+        self.held.value.as_ref()
+    }
+
+    /// The validator that the source gave with it.
+    pub fn etag(&self) -> Option<&str> {
+        self.held.details.as_ref()?.etag.as_deref()
+    }
+
+    /// When the source last changed it, in whole seconds since the Unix epoch.
+    pub fn last_modified(&self) -> Option<u64> {
+        self.held.details.as_ref()?.last_modified
+    }
+}

@@ -1,0 +1,541 @@
+//! `Cache<K, V>`: one kind of value, and everything a service does with it.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::answer::{Answer, Load, Loaded};
+use crate::clock::{Clock, Millis};
+use crate::codec::ValueCodec;
+use crate::entry::{Details, Held, Times};
+use crate::envelope::{self, Expect, Header, Rejected};
+use crate::error::{BoxError, Result};
+use crate::fence::Fence;
+use crate::fill::{Landing, Origin};
+use crate::flight::Flights;
+use crate::key::{self, AsKey, CacheKey};
+use crate::larder::Shared;
+use crate::loader::Turns;
+use crate::memory::Memory;
+use crate::options::{Read, Rules, Tiers};
+use crate::outcome::{Answered, Outcome, Source, State};
+use crate::overlay::Overlay;
+use crate::read::{self, Reply, Story};
+use crate::stats::{CacheStats, Count, Counters};
+use crate::tier::{Sharing, Tier};
+use crate::write::{self, Receipt};
+
+/// A cache of values `V` under keys `K`. Cheap to clone; clones are the same cache.
+///
+/// Built by [`Larder::cache`](crate::Larder::cache). Values come out as `Arc<V>`: a hit in memory
+/// copies a pointer and decodes nothing.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> larder::Result<()> {
+/// use larder::{Cache, Larder};
+///
+/// let larder = Larder::builder("shop").build()?;
+/// let greetings: Cache<u64, String> =
+///     larder.cache("greeting").ttl("1h").grace("6h").jitter(0.1).build()?;
+///
+/// // However many ask at once, the loader runs once.
+/// let greeting = greetings
+///     .get_or_load(&7, |load| async move { Ok::<_, std::io::Error>(format!("hello {}", load.key())) })
+///     .await?;
+/// assert_eq!(*greeting, "hello 7");
+///
+/// let _ = greetings.invalidate(&7).await?;
+/// assert_eq!(greetings.get(&7).await?, None);
+/// # Ok(()) }
+/// ```
+pub struct Cache<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    inner: Arc<Inner<K, V>>,
+}
+
+impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl<K: Send + Sync + 'static, V: Send + Sync + 'static> fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &self.inner;
+        f.debug_struct("Cache")
+            .field("name", &inner.name)
+            .field("rules", &inner.rules)
+            .finish()
+    }
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    /// The value under `key`, from memory or the tiers below it. Never loads.
+    ///
+    /// A stale value is served within its grace; nothing refreshes it, because there is no loader
+    /// here. All callers that miss memory on one key at once share one look in the tiers.
+    ///
+    /// # Errors
+    ///
+    /// [`Key`](crate::ErrorKind::Key) for an empty or oversized key, and
+    /// [`Closed`](crate::ErrorKind::Closed) after shutdown. A tier that fails is no error.
+    pub async fn get<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Option<Arc<V>>> {
+        self.with(Read::new()).get(key).await
+    }
+
+    /// The value under `key` from memory alone. Needs no runtime.
+    pub fn get_in_memory<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Option<Arc<V>> {
+        read::get_in_memory(&self.inner, key)
+    }
+
+    /// The value under `key`: from memory, from the tiers below it, or from `load`.
+    ///
+    /// `load` is called when memory has nothing fresh, by at most one of the callers that want
+    /// the key at the same time. It may borrow from the caller; the future that it returns runs
+    /// in a task of its own, so that no caller's cancellation stops a load that others wait for.
+    ///
+    /// ```text
+    /// A: get_or_load ── miss ── load ······························ value
+    /// B:    get_or_load ── waits ·································· value
+    /// C:       (cancelled) ✗
+    /// D:                      invalidate ✓
+    /// E:                           get_or_load ── miss ── load ···· value, stored
+    /// ```
+    ///
+    /// What A's load found is given to A and B and stored nowhere, because D came between.
+    ///
+    /// While it looks in the tiers, the future of the caller that leads holds the lead: poll it or
+    /// drop it. One that is kept and no longer polled, as the loser of a `select!` over `&mut`
+    /// futures can be, keeps the others waiting. A loader must not load its own key, and one that
+    /// loads other keys of its cache takes a second turn of `load_concurrency`.
+    ///
+    /// The loader returns `V`, `Option<V>` or [`Loaded<V>`]; the caller gets `Arc<V>` for the
+    /// first and `Option<Arc<V>>` for the others.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get), and those of the load: its own error, a panic, its deadline,
+    /// or too many loads at once. None of these is cached, and a stale value stands in where the
+    /// cache's `stale_on_error` or grace allows it.
+    pub async fn get_or_load<Q, F, Fut, A, E>(&self, key: &Q, load: F) -> Result<A::Out>
+    where
+        Q: AsKey<K> + ?Sized,
+        F: FnOnce(Load<K, V>) -> Fut,
+        Fut: Future<Output = Result<A, E>> + Send + 'static,
+        A: Answer<V>,
+        E: Into<BoxError> + Send + 'static,
+    {
+        read::get_or_load(&self.inner, Read::new(), key, load)
+            .await
+            .map(|(value, _)| value)
+    }
+
+    /// The values under `keys`, in their order, with one load for all that are nowhere.
+    ///
+    /// `load` gets the missing keys and returns pairs of key and answer; a key that it does not
+    /// mention is absent. Each key is loaded by at most one caller at a time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`get_or_load`](Self::get_or_load); one key's error is the error of the call.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let squares: Cache<u64, u64> = Larder::local().cache("squares").in_memory()?;
+    /// let load = |keys: Vec<u64>| async move {
+    ///     Ok::<_, std::io::Error>(keys.into_iter().filter(|n| *n > 0).map(|n| (n, n * n)).collect::<Vec<_>>())
+    /// };
+    /// let found = squares.get_or_load_many(&[3, 0, 4], load).await?;
+    /// assert_eq!(found.iter().map(|n| n.as_deref().copied()).collect::<Vec<_>>(), [Some(9), None, Some(16)]);
+    /// # Ok(()) }
+    /// ```
+    pub async fn get_or_load_many<F, Fut, I, A, E>(
+        &self,
+        keys: &[K],
+        load: F,
+    ) -> Result<Vec<Option<Arc<V>>>>
+    where
+        F: Fn(Vec<K>) -> Fut,
+        Fut: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (K, A)>,
+        A: Answer<V>,
+        E: Into<BoxError> + Send + 'static,
+    {
+        read::get_or_load_many(&self.inner, Read::new(), keys, load).await
+    }
+
+    /// Stores `value` under `key` in every tier, and wins over every load that is under way.
+    ///
+    /// Of two overlapping calls on one key, either may win; memory and the tiers agree on which.
+    /// A value with a TTL of zero is not stored, and what was there is removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Key`](crate::ErrorKind::Key), [`Closed`](crate::ErrorKind::Closed). A tier that fails is
+    /// no error but [`Receipt::Queued`].
+    pub async fn set(&self, key: K, value: impl Into<Loaded<V>>) -> Result<Receipt> {
+        write::set(&self.inner, key, value.into()).await
+    }
+
+    /// Stores `value` under `key` in this process's memory alone. Needs no runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Key`](crate::ErrorKind::Key) for an empty or oversized key.
+    pub fn set_in_memory(&self, key: K, value: impl Into<Loaded<V>>) -> Result<()> {
+        write::set_in_memory(&self.inner, key, value.into())
+    }
+
+    /// Removes `key` from every tier. No load that began before can store its value afterwards.
+    ///
+    /// The work goes on if the caller is dropped meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Key`](crate::ErrorKind::Key), [`Closed`](crate::ErrorKind::Closed). A tier that cannot be
+    /// reached is no error but [`Receipt::Queued`].
+    pub async fn invalidate<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Receipt> {
+        let (hash, store_key) = self.address(key)?;
+        write::invalidate(&self.inner, hash, key.to_owned(), store_key).await
+    }
+
+    /// Removes `key` from this process's memory alone. Needs no runtime.
+    pub fn invalidate_in_memory<Q: AsKey<K> + ?Sized>(&self, key: &Q) {
+        write::drop_from_memory(&self.inner, self.inner.memory.hash(key), key);
+    }
+
+    /// Makes `key` stale in every tier: within its grace it is still served, while the next read
+    /// that has a loader refreshes it. No load that began before can make it fresh again.
+    ///
+    /// # Errors
+    ///
+    /// As for [`invalidate`](Self::invalidate).
+    pub async fn expire<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Receipt> {
+        let (hash, store_key) = self.address(key)?;
+        write::expire(&self.inner, hash, key.to_owned(), store_key).await
+    }
+
+    /// Removes every entry of this cache, of this version, from every tier.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) if a tier cannot enumerate its keys, and
+    /// [`Closed`](crate::ErrorKind::Closed).
+    pub async fn clear(&self) -> Result<Receipt> {
+        write::clear(&self.inner).await
+    }
+
+    /// This cache, read in another way: with a deadline, a limit on staleness, or some tiers only.
+    pub fn with(&self, read: Read) -> Reader<'_, K, V> {
+        Reader { cache: self, read }
+    }
+
+    /// What this cache did so far.
+    pub fn stats(&self) -> CacheStats {
+        self.inner.stats()
+    }
+
+    /// Looks at up to `at_most` entries in memory, going on where the last call stopped, drops
+    /// those whose time is over, and returns how many.
+    ///
+    /// Every insert does a little of this by itself, so only a cache that is full of expired
+    /// entries and idle needs it.
+    pub fn sweep(&self, at_most: usize) -> usize {
+        self.inner
+            .memory
+            .sweep(self.inner.clock().monotonic(), at_most)
+    }
+
+    /// The name of this cache.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    pub(crate) fn from_inner(inner: Arc<Inner<K, V>>) -> Self {
+        Self { inner }
+    }
+
+    fn address<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<(u64, Bytes)> {
+        Ok((
+            self.inner.memory.hash(key),
+            key::encode(&self.inner.prefix, key)?,
+        ))
+    }
+}
+
+/// A cache with options for the calls made through it. Made by [`Cache::with`].
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a, K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    cache: &'a Cache<K, V>,
+    read: Read,
+}
+
+impl<K, V> Reader<'_, K, V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    /// As [`Cache::get`].
+    pub async fn get<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Option<Arc<V>>> {
+        read::get(&self.cache.inner, self.read, key)
+            .await
+            .map(|reply| reply.value)
+    }
+
+    /// As [`Cache::get`], with the story of the read.
+    pub async fn get_explained<Q: AsKey<K> + ?Sized>(
+        &self,
+        key: &Q,
+    ) -> Result<Answered<Option<Arc<V>>>> {
+        let Reply { value, story } = read::get(&self.cache.inner, self.read, key).await?;
+        Ok(Answered {
+            value,
+            outcome: self.cache.inner.outcome(&story),
+        })
+    }
+
+    /// As [`Cache::get_or_load`].
+    pub async fn get_or_load<Q, F, Fut, A, E>(&self, key: &Q, load: F) -> Result<A::Out>
+    where
+        Q: AsKey<K> + ?Sized,
+        F: FnOnce(Load<K, V>) -> Fut,
+        Fut: Future<Output = Result<A, E>> + Send + 'static,
+        A: Answer<V>,
+        E: Into<BoxError> + Send + 'static,
+    {
+        read::get_or_load(&self.cache.inner, self.read, key, load)
+            .await
+            .map(|(value, _)| value)
+    }
+
+    /// As [`Cache::get_or_load`], with the story of the read.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Read, Source};
+    ///
+    /// let cache: Cache<u64, String> = Larder::local().cache("names").in_memory()?;
+    /// let load = |_| async { Ok::<_, std::io::Error>("Ada".to_owned()) };
+    /// let first = cache.with(Read::new()).get_or_load_explained(&1, load).await?;
+    /// let second = cache.with(Read::new()).get_or_load_explained(&1, load).await?;
+    /// assert_eq!(first.outcome.source, Source::Loader);
+    /// assert_eq!(second.outcome.source, Source::Memory);
+    /// assert!(second.outcome.to_string().starts_with("fresh from memory"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn get_or_load_explained<Q, F, Fut, A, E>(
+        &self,
+        key: &Q,
+        load: F,
+    ) -> Result<Answered<A::Out>>
+    where
+        Q: AsKey<K> + ?Sized,
+        F: FnOnce(Load<K, V>) -> Fut,
+        Fut: Future<Output = Result<A, E>> + Send + 'static,
+        A: Answer<V>,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let (value, story) = read::get_or_load(&self.cache.inner, self.read, key, load).await?;
+        Ok(Answered {
+            value,
+            outcome: self.cache.inner.outcome(&story),
+        })
+    }
+
+    /// As [`Cache::get_or_load_many`].
+    pub async fn get_or_load_many<F, Fut, I, A, E>(
+        &self,
+        keys: &[K],
+        load: F,
+    ) -> Result<Vec<Option<Arc<V>>>>
+    where
+        F: Fn(Vec<K>) -> Fut,
+        Fut: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (K, A)>,
+        A: Answer<V>,
+        E: Into<BoxError> + Send + 'static,
+    {
+        read::get_or_load_many(&self.cache.inner, self.read, keys, load).await
+    }
+}
+
+/// How heavy an entry is, as the user's function says.
+pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+
+/// What the clones of a cache share. It holds the parts of the engine and joins none of them:
+/// the ways through them are in `read.rs` and `write.rs`.
+pub(crate) struct Inner<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    pub(crate) name: Arc<str>,
+    pub(crate) version: u32,
+    /// The front of every key of this cache in a tier: `namespace:name@version:`.
+    pub(crate) prefix: Bytes,
+    pub(crate) rules: Rules,
+    pub(crate) memory_ttl: Millis,
+    pub(crate) memory: Memory<K, Held<V>>,
+    pub(crate) fence: Fence,
+    /// One table for each way of choosing tiers: a caller must not be given what it did not ask
+    /// for because somebody else began the flight.
+    pub(crate) loads: [Arc<Flights<K, Landing<V>>>; 3],
+    /// The flights of callers without a loader, which must not wait for a load.
+    pub(crate) peeks: Arc<Flights<K, Landing<V>>>,
+    pub(crate) overlay: Overlay<V>,
+    pub(crate) tiers: Box<[Arc<Tier>]>,
+    pub(crate) codec: Option<ValueCodec<V>>,
+    pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) turns: Turns,
+    pub(crate) counters: Counters,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
+    }
+
+    pub(crate) fn count(&self, kind: Count, amount: u64) {
+        self.counters.add(kind, amount);
+    }
+
+    /// The weight of an entry in bytes: what the user's function says, or the larger of its
+    /// encoded and its shallow size, with the key and the reference count.
+    pub(crate) fn weigh(&self, key: &K, key_len: usize, held: &Held<V>) -> u32 {
+        if let (Some(weigher), Some(value)) = (&self.weigher, &held.value) {
+            // A weigher that panics is as good as none.
+            let weighed = catch_unwind(AssertUnwindSafe(|| weigher(key, value)));
+            if let Ok(weight) = weighed {
+                return weight;
+            }
+        }
+        let value = size_of::<V>().max(held.encoded_len as usize);
+        u32::try_from(value + key_len + 2 * size_of::<usize>()).unwrap_or(u32::MAX)
+    }
+
+    /// An envelope as the tier at `depth` may keep it, and for how long.
+    ///
+    /// A private tier above one that other processes write to does not hear of their changes any
+    /// more than memory does, so its copy lives no longer than memory's.
+    pub(crate) fn copy_for(
+        &self,
+        depth: usize,
+        envelope: Bytes,
+        ttl: Duration,
+    ) -> (Bytes, Duration) {
+        let below_is_shared = self.tiers[depth + 1..]
+            .iter()
+            .any(|tier| tier.sharing() == Sharing::Shared);
+        if self.tiers[depth].sharing() == Sharing::Shared || !below_is_shared {
+            return (envelope, ttl);
+        }
+        let Some(header) = Header::parse(&envelope) else {
+            return (envelope, ttl);
+        };
+        let end = self.clock().wall().saturating_add(self.memory_ttl);
+        let header = Header {
+            fresh_until: header.fresh_until.min(end),
+            stale_until: header.stale_until.min(end),
+            ..header
+        };
+        let ttl = ttl.min(Duration::from_millis(self.memory_ttl));
+        (header.replaced_in(&envelope), ttl)
+    }
+
+    /// Decodes an envelope into an entry of this cache.
+    pub(crate) fn open(&self, key: &[u8], bytes: &[u8], epoch: u64) -> Result<Held<V>, Rejected> {
+        let opened = envelope::open(
+            bytes,
+            Expect {
+                key,
+                schema: self.version,
+            },
+        )?;
+        let encoded_len = opened
+            .payload
+            .as_ref()
+            .map_or(0, |payload| payload.bytes.len());
+        let value = match &opened.payload {
+            None => None,
+            Some(payload) => {
+                let codec = self.codec.as_ref().ok_or(Rejected::Codec)?;
+                let value = codec
+                    .decode(payload.codec, &payload.bytes)
+                    .ok_or(Rejected::Codec)?;
+                Some(Arc::new(value))
+            }
+        };
+        let clock = &**self.clock();
+        Ok(Held {
+            value,
+            times: Times::from_envelope(clock, &opened.header, &opened.label, self.memory_ttl),
+            epoch,
+            load_ms: opened.label.load_ms,
+            encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
+            details: Details::of(opened.label, self.tiers.is_empty()),
+        })
+    }
+
+    /// The flights of callers that look in the same tiers.
+    pub(crate) fn loads(&self, tiers: Tiers) -> &Arc<Flights<K, Landing<V>>> {
+        &self.loads[tiers as usize]
+    }
+
+    /// The one exit of every read: counts it.
+    pub(crate) fn exit(&self, story: &Story) {
+        self.counters.one(match (story.state, story.origin) {
+            (State::Stale, _) => Count::StaleServed,
+            (State::Missing | State::NotStored, _) | (_, Origin::Loader) => Count::Miss,
+            (_, Origin::Memory | Origin::StandIn) => Count::HitMemory,
+            (_, Origin::Tier(_)) => Count::HitTier,
+            (_, Origin::Nobody) => Count::Miss,
+        });
+        if story.shared {
+            self.counters.one(Count::Shared);
+        }
+    }
+
+    /// The exit of a read that may have failed.
+    pub(crate) fn exit_with(&self, reply: &Result<Reply<V>>) {
+        match reply {
+            Ok(reply) => self.exit(&reply.story),
+            Err(_) => self.counters.one(Count::ReadFailed),
+        }
+    }
+
+    /// The story of a read in words.
+    pub(crate) fn outcome(&self, story: &Story) -> Outcome {
+        let now = self.clock().monotonic();
+        let source = match story.origin {
+            _ if story.shared => Source::Flight,
+            Origin::Memory | Origin::StandIn => Source::Memory,
+            Origin::Tier(depth) => Source::Tier(Arc::clone(self.tiers[depth].name())),
+            Origin::Loader => Source::Loader,
+            Origin::Nobody => Source::Nobody,
+        };
+        Outcome::new(source, story, now)
+    }
+
+    pub(crate) fn stats(&self) -> CacheStats {
+        let memory = self.memory.counters();
+        CacheStats {
+            entries: self.memory.len(),
+            weight: self.memory.weight(),
+            bound: self.memory.bound().limit(),
+            evictions: memory.evicted,
+            expirations: memory.expired,
+            ..self.counters.snapshot()
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! An entry as the memory tier holds it and as reads pass it on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, Millis};
+use crate::envelope::{Header, Label};
+use crate::options::LONGEST;
+use crate::policy::Lifetimes;
+
+/// An entry in memory. Cloning it copies times and two pointers.
+#[derive(Debug)]
+pub(crate) struct Held<V> {
+    /// `None` says "there is no such value", and is an entry like any other.
+    pub value: Option<Arc<V>>,
+    pub times: Times,
+    /// The epoch of the cache when this was stored; an older one means the cache was cleared.
+    pub epoch: u64,
+    /// How long the load took, in milliseconds.
+    pub load_ms: u64,
+    /// The length of the encoded value, in bytes; zero where it was never encoded.
+    pub encoded_len: u32,
+    /// What few entries have: kept apart, so that the others do not pay for it.
+    pub details: Option<Arc<Details>>,
+}
+
+/// The rarely needed part of an entry.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Details {
+    pub fill_id: [u8; 16],
+    pub version: Option<u64>,
+    pub etag: Option<Box<str>>,
+    pub last_modified: Option<u64>,
+}
+
+impl Details {
+    /// The details of a new entry. Without tiers nobody compares fill ids, so that most entries
+    /// have none.
+    pub(crate) fn of(label: Label, alone: bool) -> Option<Arc<Self>> {
+        let Label {
+            fill_id,
+            version,
+            etag,
+            last_modified,
+            ..
+        } = label;
+        let plain = version.is_none() && etag.is_none() && last_modified.is_none();
+        (!alone || !plain).then(|| {
+            Arc::new(Self {
+                fill_id,
+                version,
+                etag,
+                last_modified,
+            })
+        })
+    }
+}
+
+/// When an entry becomes what. All by the monotonic clock; 64 bits of milliseconds never wrap.
+/// What may lie before this process began is signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Times {
+    /// When the value was filled.
+    pub created: i64,
+    /// Until then a hit needs no thought: the earlier of fresh-until and the memory TTL.
+    pub serve_until: Millis,
+    /// Until then the value is fresh. What came stale from a tier was fresh until some time ago.
+    pub fresh_until: i64,
+    /// Until then it is served while one load refreshes it.
+    pub grace_until: Millis,
+    /// Until then it may stand in for a failed load.
+    pub stale_until: Millis,
+    /// Not before then is the next load tried, after one that failed.
+    pub retry_at: Millis,
+}
+
+impl<V> Clone for Held<V> {
+    fn clone(&self) -> Self {
+        Self {
+            value: self.value.clone(),
+            details: self.details.clone(),
+            ..*self
+        }
+    }
+}
+
+impl Times {
+    /// The times of a value filled now.
+    pub(crate) fn from_now(now: Millis, lives: Lifetimes, memory_ttl: Millis) -> Self {
+        let fresh_until = now.saturating_add(lives.fresh);
+        Self {
+            created: now as i64,
+            serve_until: fresh_until.min(now.saturating_add(memory_ttl)),
+            fresh_until: fresh_until as i64,
+            grace_until: fresh_until.saturating_add(lives.grace),
+            stale_until: fresh_until.saturating_add(lives.stale),
+            retry_at: 0,
+        }
+    }
+
+    /// The times of a value that a tier held.
+    ///
+    /// Wall times become monotonic ones by what is left of them. What the header says, which
+    /// anybody who can write to the store may have changed, can only shorten what the checksummed
+    /// creation time and lifetimes leave.
+    pub(crate) fn from_envelope(
+        clock: &dyn Clock,
+        header: &Header,
+        label: &Label,
+        memory_ttl: Millis,
+    ) -> Self {
+        let (now, wall) = (clock.monotonic(), clock.wall());
+        let age = wall.saturating_sub(label.created);
+        let fresh_left = header
+            .fresh_until
+            .saturating_sub(wall)
+            .min(label.fresh_for.min(LONGEST).saturating_sub(age));
+        // How long ago freshness ended, so that grace counts from that moment.
+        let behind = wall
+            .saturating_sub(header.fresh_until)
+            .max(age.saturating_sub(label.fresh_for));
+        let all_left = header.stale_until.saturating_sub(wall);
+        let until = |length: Millis| {
+            let left = fresh_left.saturating_add(length.min(LONGEST).saturating_sub(behind));
+            now.saturating_add(left.min(all_left))
+        };
+        Self {
+            created: (now as i64).saturating_sub_unsigned(age),
+            serve_until: now.saturating_add(fresh_left.min(memory_ttl)),
+            fresh_until: (now.saturating_add(fresh_left) as i64).saturating_sub_unsigned(behind),
+            grace_until: until(label.grace_for),
+            stale_until: until(label.stale_for),
+            retry_at: 0,
+        }
+    }
+
+    /// The same entry where it lasts for its whole TTL, as in the tiers below memory.
+    pub(crate) fn without_memory_ttl(self) -> Self {
+        Self {
+            serve_until: u64::try_from(self.fresh_until).unwrap_or(0),
+            ..self
+        }
+    }
+
+    /// The same entry, stale from `now` on.
+    pub(crate) fn expired(self, now: Millis) -> Self {
+        let lost = self.fresh_left(now);
+        Self {
+            serve_until: self.serve_until.min(now),
+            fresh_until: self.fresh_until.min(now as i64),
+            grace_until: self.grace_until.saturating_sub(lost),
+            stale_until: self.stale_until.saturating_sub(lost),
+            // Whoever expires an entry knows more than the load that failed.
+            retry_at: 0,
+            ..self
+        }
+    }
+
+    /// How long ago the value was filled.
+    pub(crate) fn age(&self, now: Millis) -> Duration {
+        Duration::from_millis(since(self.created, now))
+    }
+
+    /// How long the value stays fresh.
+    pub(crate) fn remaining(&self, now: Millis) -> Duration {
+        Duration::from_millis(self.fresh_left(now))
+    }
+
+    pub(crate) fn is_fresh(&self, now: Millis) -> bool {
+        self.fresh_left(now) > 0
+    }
+
+    /// How long ago the value ceased to be fresh, in milliseconds; zero while it is.
+    pub(crate) fn staleness(&self, now: Millis) -> Millis {
+        since(self.fresh_until, now)
+    }
+
+    /// When the memory tier may drop the entry.
+    pub(crate) fn dies_at(&self) -> Millis {
+        self.stale_until
+    }
+
+    fn fresh_left(&self, now: Millis) -> Millis {
+        u64::try_from(self.fresh_until)
+            .unwrap_or(0)
+            .saturating_sub(now)
+    }
+}
+
+/// How long before `now` it was `then`; zero if that is still to come.
+fn since(then: i64, now: Millis) -> Millis {
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    u64::try_from(now.saturating_sub(then)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::BoxFuture;
+
+    #[derive(Debug)]
+    struct At(Millis, Millis);
+
+    impl Clock for At {
+        fn monotonic(&self) -> Millis {
+            self.0
+        }
+
+        fn wall(&self) -> Millis {
+            self.1
+        }
+
+        fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn header(fresh_until: Millis, stale_until: Millis) -> Header {
+        Header {
+            fill_id: [0; 16],
+            lease: None,
+            lease_until: 0,
+            fresh_until,
+            stale_until,
+        }
+    }
+
+    /// Created at wall 10,000, fresh for 100, in grace for 50 more, usable for 80 more.
+    fn label() -> Label {
+        Label {
+            created: 10_000,
+            fresh_for: 100,
+            grace_for: 50,
+            stale_for: 80,
+            ..Label::default()
+        }
+    }
+
+    fn read(wall: Millis, header: &Header) -> (i64, Millis, Millis) {
+        let times = Times::from_envelope(&At(500, wall), header, &label(), Millis::MAX);
+        (times.fresh_until, times.grace_until, times.stale_until)
+    }
+
+    #[test]
+    fn what_is_left_of_an_entry_is_what_its_wall_times_leave() {
+        let whole = header(10_100, 10_180);
+        assert_eq!(read(10_000, &whole), (600, 650, 680));
+        assert_eq!(read(10_060, &whole), (540, 590, 620));
+        assert_eq!(read(10_120, &whole), (480, 530, 560));
+        assert_eq!(read(10_200, &whole), (400, 500, 500));
+    }
+
+    #[test]
+    fn a_header_can_shorten_an_entrys_life_and_not_extend_it() {
+        assert_eq!(read(10_060, &header(10_070, 10_075)), (510, 515, 515));
+        let forged = header(Millis::MAX, Millis::MAX);
+        assert_eq!(read(10_060, &forged), (540, 590, 620));
+        assert_eq!(read(10_120, &forged), (480, 530, 560));
+        assert_eq!(read(10_500, &forged), (100, 500, 500));
+        let refreshed = header(10_499, Millis::MAX);
+        assert_eq!(read(10_500, &refreshed), (100, 500, 500));
+    }
+}

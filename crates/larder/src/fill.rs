@@ -1,0 +1,264 @@
+//! The right to fill one key, and the duty to say how it ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::answer::{Load, Stale};
+use crate::cache::Inner;
+use crate::clock::Millis;
+use crate::entry::Held;
+use crate::error::Error;
+use crate::fence::Mark;
+use crate::flight::Seat;
+use crate::outcome::State;
+use crate::policy;
+use crate::store::LeaseToken;
+use crate::tasks::TaskKind;
+use crate::tier::Budget;
+
+/// What a flight ends with.
+pub(crate) type Landing<V> = Result<Landed<V>, Error>;
+
+/// What a flight brought.
+#[derive(Debug)]
+pub(crate) struct Landed<V> {
+    /// The entry; `None` if there was nothing to find.
+    pub held: Option<Held<V>>,
+    pub origin: Origin,
+    pub state: State,
+}
+
+impl<V> Clone for Landed<V> {
+    fn clone(&self) -> Self {
+        Self {
+            held: self.held.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<V> Landed<V> {
+    /// There was nothing to find.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            held: None,
+            origin: Origin::Nobody,
+            state: State::Missing,
+        }
+    }
+
+    pub(crate) fn fresh(held: Held<V>, origin: Origin) -> Self {
+        Self {
+            held: Some(held),
+            origin,
+            state: State::Fresh,
+        }
+    }
+
+    pub(crate) fn stale(held: Held<V>, origin: Origin) -> Self {
+        Self {
+            held: Some(held),
+            origin,
+            state: State::Stale,
+        }
+    }
+
+    /// A value for those who wait, which is kept nowhere.
+    pub(crate) fn not_stored(held: Held<V>) -> Self {
+        Self {
+            held: Some(held),
+            origin: Origin::Loader,
+            state: State::NotStored,
+        }
+    }
+
+    /// Whether a caller that accepts so much staleness may be served with it.
+    pub(crate) fn is_usable(&self, now: Millis, max_stale: Option<Duration>) -> bool {
+        let stale = self.held.as_ref().filter(|_| self.state == State::Stale);
+        stale.is_none_or(|held| policy::may_stand_in(&held.times, now, max_stale))
+    }
+}
+
+/// Who gave an entry, in a word that is cheap to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Memory,
+    /// The tier at this depth below memory.
+    Tier(usize),
+    Loader,
+    /// A stale entry, because the load failed.
+    StandIn,
+    Nobody,
+}
+
+/// The right to fill one key. Whoever holds it either ends the flight or drops the guard: then
+/// leases are given back and the lead passes to a caller that waits.
+pub(crate) struct FillGuard<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    cache: Arc<Inner<K, V>>,
+    seat: Option<Seat<K, Landing<V>>>,
+    hash: u64,
+    store_key: Bytes,
+    mark: Mark,
+    token: LeaseToken,
+    /// The depths of the tiers whose lease this fill holds.
+    leased: Vec<usize>,
+    /// The depths of the tiers whose lease this fill asked for without an answer: it may hold it.
+    unanswered: Vec<usize>,
+    /// The newest stale entry seen on the way: the stand-in if the load fails.
+    stale: Option<Held<V>>,
+    /// The stale entry that the loader was shown, which is the one that it may renew.
+    shown: Option<Held<V>>,
+    /// How stale an entry may be to content whoever leads this fill.
+    max_stale: Option<Duration>,
+}
+
+impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
+    /// Begins the fill of a flight that this caller leads.
+    pub(crate) fn begin(
+        cache: Arc<Inner<K, V>>,
+        seat: Seat<K, Landing<V>>,
+        hash: u64,
+        store_key: Bytes,
+        token: LeaseToken,
+    ) -> Self {
+        let mark = seat.mark();
+        let seat = Some(seat);
+        Self {
+            cache,
+            seat,
+            hash,
+            store_key,
+            mark,
+            token,
+            leased: Vec::new(),
+            unanswered: Vec::new(),
+            stale: None,
+            shown: None,
+            max_stale: None,
+        }
+    }
+
+    pub(crate) fn cache(&self) -> &Arc<Inner<K, V>> {
+        &self.cache
+    }
+
+    /// The key; `None` once landed.
+    pub(crate) fn key(&self) -> Option<&K> {
+        self.seat.as_ref().and_then(Seat::key)
+    }
+
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    pub(crate) fn store_key(&self) -> &Bytes {
+        &self.store_key
+    }
+
+    pub(crate) fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    pub(crate) fn token(&self) -> LeaseToken {
+        self.token
+    }
+
+    pub(crate) fn stale(&self) -> Option<&Held<V>> {
+        self.stale.as_ref()
+    }
+
+    /// What the loader is given.
+    pub(crate) fn load(&mut self, key: K) -> Load<K, V> {
+        self.shown.clone_from(&self.stale);
+        Load {
+            key,
+            stale: self.shown.as_ref().map(Stale::new),
+        }
+    }
+
+    pub(crate) fn shown(&self) -> Option<&Held<V>> {
+        self.shown.as_ref()
+    }
+
+    /// Goes on past entries that are staler than that, whoever else may be served with them.
+    pub(crate) fn not_staler_than(mut self, max_stale: Option<Duration>) -> Self {
+        self.max_stale = max_stale;
+        self
+    }
+
+    /// Whether this stale entry would content whoever leads this fill.
+    pub(crate) fn is_content_with(&self, held: &Held<V>, now: Millis) -> bool {
+        policy::may_stand_in(&held.times, now, self.max_stale)
+    }
+
+    /// Notes that the lease of the tier at `depth` is being asked for.
+    pub(crate) fn asks(&mut self, depth: usize) {
+        self.unanswered.push(depth);
+    }
+
+    /// Notes that the tier at `depth` said who has the lease, or cannot have given it.
+    pub(crate) fn answered(&mut self, depth: usize) {
+        self.unanswered.retain(|asked| *asked != depth);
+    }
+
+    /// Notes that the lease of the tier at `depth` is held.
+    pub(crate) fn leased(&mut self, depth: usize) {
+        self.leased.push(depth);
+    }
+
+    pub(crate) fn holds_lease(&self, depth: usize) -> bool {
+        self.leased.contains(&depth)
+    }
+
+    /// Notes that the lease of the tier at `depth` is gone: used up, or lost.
+    pub(crate) fn unleased(&mut self, depth: usize) {
+        self.leased.retain(|held| *held != depth);
+    }
+
+    /// Notes a stale entry, if it is newer than the one known.
+    pub(crate) fn saw_stale(&mut self, held: Held<V>) {
+        let known = self.stale.as_ref().map(|known| known.times.fresh_until);
+        if known.is_none_or(|known| known < held.times.fresh_until) {
+            self.stale = Some(held);
+        }
+    }
+
+    /// Gives the stale entry to everybody who waits or comes, while the fill goes on.
+    pub(crate) fn publish(&self, landed: Landed<V>) {
+        if let Some(seat) = &self.seat {
+            seat.show(Ok(landed));
+        }
+    }
+
+    /// Ends the flight. Leases that are still held are given back.
+    pub(crate) fn land(mut self, landing: Landing<V>) {
+        if let Some(seat) = self.seat.take() {
+            seat.land(landing);
+        }
+    }
+}
+
+impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Drop for FillGuard<K, V> {
+    fn drop(&mut self) {
+        if self.leased.is_empty() && self.unanswered.is_empty() {
+            return;
+        }
+        let (shared, tiers) = (&self.cache.shared, &self.cache.tiers);
+        let tiers: Vec<_> = self
+            .leased
+            .iter()
+            .chain(&self.unanswered)
+            .map(|depth| Arc::clone(&tiers[*depth]))
+            .collect();
+        let (key, token) = (self.store_key.clone(), self.token);
+        let tier_budget = shared.tier_budget;
+        shared.tasks.spawn(TaskKind::Work, async move {
+            for tier in tiers {
+                let mut budget = Budget::new(tier_budget);
+                tier.abandon(&mut budget, &key, token).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,532 @@
+//! `Larder`: what the caches of a service share, and how they are built.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cache::{Cache, Inner, Weigher};
+use crate::clock::{Clock, SystemClock};
+use crate::codec::{Codec, ValueCodec};
+use crate::error::{Error, Result};
+use crate::fence::Fence;
+use crate::flight::Flights;
+use crate::key::CacheKey;
+use crate::loader::Turns;
+use crate::memory::{Bound, Memory};
+use crate::options::{CacheOptions, Capacity, LONGEST, Span};
+use crate::overlay::Overlay;
+use crate::registry::{AnyCache, Home, Registry};
+use crate::stats::Counters;
+use crate::store::Store;
+use crate::tasks::{TaskKind, Tasks};
+use crate::tier::{Sharing, Tier, TierStats, within};
+
+/// What the tiers below memory may take from one read, unless told otherwise.
+const TIER_BUDGET: Duration = Duration::from_millis(100);
+/// The memory TTL of caches above a tier that other processes write to, in milliseconds.
+const MEMORY_TTL_ABOVE_SHARED: u64 = 60_000;
+/// How long one store may take to close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the caches of a service share: tiers, clock, background work. Cheap to clone.
+///
+/// ```
+/// use larder::{Cache, Larder};
+///
+/// let larder = Larder::builder("shop").build()?;
+/// let prices: Cache<u64, f64> = larder.cache("price").ttl("30s").build()?;
+/// # Ok::<_, larder::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Larder {
+    shared: Arc<Shared>,
+    /// Apart from what caches hold, so that they do not hold each other and themselves.
+    registry: Arc<Registry>,
+}
+
+/// The inside of a [`Larder`].
+#[derive(Debug)]
+pub(crate) struct Shared {
+    namespace: Arc<str>,
+    tiers: Box<[Arc<Tier>]>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) tier_budget: Duration,
+    closed: AtomicBool,
+}
+
+impl Shared {
+    /// An error after shutdown.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(SeqCst) {
+            Err(Error::closed())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// An error after shutdown, and outside a runtime: tiers and loaders need one.
+    pub(crate) fn check_ready(&self) -> Result<()> {
+        self.check_open()?;
+        tokio::runtime::Handle::try_current()
+            .map(drop)
+            .map_err(|_| Error::no_runtime())
+    }
+}
+
+impl fmt::Debug for Larder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Larder")
+            .field("namespace", &self.shared.namespace)
+            .field("tiers", &self.shared.tiers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Larder {
+    /// Begins a larder. The namespace stands in front of every key in every tier, so that
+    /// services can share a store: letters, digits, `_`, `-` and `.`, at most 64 of them.
+    pub fn builder(namespace: impl Into<String>) -> LarderBuilder {
+        LarderBuilder {
+            namespace: namespace.into(),
+            stores: Vec::new(),
+            clock: SystemClock::shared(),
+            tier_budget: TIER_BUDGET,
+        }
+    }
+
+    /// A larder without tiers below memory, for caches of this process alone.
+    ///
+    /// ```
+    /// use larder::{Cache, Larder};
+    ///
+    /// let rates: Cache<String, f64> = Larder::local().cache("rates").capacity(10_000).in_memory()?;
+    /// rates.set_in_memory("EUR".to_owned(), 1.08)?;
+    /// assert_eq!(rates.get_in_memory("EUR").as_deref(), Some(&1.08));
+    /// # Ok::<_, larder::Error>(())
+    /// ```
+    pub fn local() -> Self {
+        let builder = Self::builder("local");
+        Self::with(
+            builder.namespace.into(),
+            |_| Vec::new(),
+            builder.clock,
+            builder.tier_budget,
+        )
+    }
+
+    fn with(
+        namespace: Arc<str>,
+        tiers: impl FnOnce(&Arc<Tasks>) -> Vec<Arc<Tier>>,
+        clock: Arc<dyn Clock>,
+        tier_budget: Duration,
+    ) -> Self {
+        let tasks = Arc::new(Tasks::default());
+        let shared = Shared {
+            namespace,
+            tiers: tiers(&tasks).into(),
+            clock,
+            tasks,
+            tier_budget,
+            closed: AtomicBool::new(false),
+        };
+        Self {
+            shared: Arc::new(shared),
+            registry: Arc::default(),
+        }
+    }
+
+    /// Begins a cache. Its name stands in every key: letters, digits, `_`, `-` and `.`, at most
+    /// 64 of them. A name belongs to one pair of types and one version.
+    pub fn cache<K, V>(&self, name: impl Into<String>) -> CacheBuilder<K, V>
+    where
+        K: CacheKey,
+        V: Send + Sync + 'static,
+    {
+        CacheBuilder {
+            larder: self.clone(),
+            name: name.into(),
+            options: CacheOptions::default(),
+            weigher: None,
+            problem: None,
+            types: PhantomData,
+        }
+    }
+
+    /// The caches that were built, without their types, by name.
+    pub fn caches(&self) -> Vec<Arc<dyn AnyCache>> {
+        self.registry.all()
+    }
+
+    /// How the tiers below memory are, top to bottom.
+    pub fn tiers(&self) -> Vec<TierStats> {
+        self.shared
+            .tiers
+            .iter()
+            .map(|tier| tier.snapshot())
+            .collect()
+    }
+
+    /// Waits until no load, refresh or write runs in the background.
+    ///
+    /// For tests, and before a measurement. Under traffic it may never return.
+    pub async fn settle(&self) {
+        self.shared.tasks.settled().await;
+    }
+
+    /// Ends this larder: new calls fail as closed, work in the background gets `patience` to end,
+    /// and stores are closed. What is in memory can still be read with `get_in_memory`.
+    pub async fn shutdown(&self, patience: Duration) -> ShutdownReport {
+        self.shared.closed.store(true, SeqCst);
+        let tasks = &self.shared.tasks;
+        let settled = within(&*self.shared.clock, patience, tasks.settled()).await;
+        tasks.close();
+        let abandoned = if settled.is_some() {
+            0
+        } else {
+            tasks.count(TaskKind::Work)
+        };
+        tasks.abort();
+        for tier in &self.shared.tiers {
+            tier.shut(CLOSE_PATIENCE).await;
+        }
+        let owed = self.tiers().iter().map(|tier| tier.owed).sum();
+        ShutdownReport { abandoned, owed }
+    }
+}
+
+/// What was left undone at [`Larder::shutdown`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use]
+pub struct ShutdownReport {
+    /// Loads, refreshes and writes that did not end in time and were aborted.
+    pub abandoned: usize,
+    /// Invalidations that a tier which is down never got. Other processes, and a restarted one, may
+    /// read the old values from it until their TTL ends.
+    pub owed: u64,
+}
+
+/// A [`Larder`] in the making.
+#[derive(Debug)]
+#[must_use]
+pub struct LarderBuilder {
+    namespace: String,
+    stores: Vec<(Arc<dyn Store>, Sharing)>,
+    clock: Arc<dyn Clock>,
+    tier_budget: Duration,
+}
+
+impl LarderBuilder {
+    /// Adds a tier that this process alone writes to, such as a directory on disk.
+    ///
+    /// Tiers are asked in the order in which they were added, memory before all.
+    pub fn tier(self, store: impl Store) -> Self {
+        self.add(store, Sharing::Private)
+    }
+
+    /// Adds a tier that other processes write to as well, such as a Redis server.
+    ///
+    /// There is no bus between processes yet: what another process changes is seen here when the
+    /// memory TTL of the entry has passed, 60 s unless the cache says otherwise. Private tiers above
+    /// this one keep their copies no longer than that.
+    pub fn shared(self, store: impl Store) -> Self {
+        self.add(store, Sharing::Shared)
+    }
+
+    fn add(mut self, store: impl Store, sharing: Sharing) -> Self {
+        self.stores.push((Arc::new(store), sharing));
+        self
+    }
+
+    /// Takes the time from `clock` instead of the machine.
+    pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// How long all tiers together may delay one read or write. Default 100 ms.
+    pub fn tier_budget(self, tier_budget: Duration) -> Self {
+        Self {
+            tier_budget,
+            ..self
+        }
+    }
+
+    /// Builds the larder. Connects to nothing: a store that is down is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for a namespace that cannot stand in a key, and for a
+    /// budget of zero.
+    pub fn build(self) -> Result<Larder> {
+        check_name("namespace", &self.namespace)?;
+        if self.tier_budget.is_zero() {
+            return Err(Error::config(
+                "tier_budget is zero; no tier would ever be asked",
+            ));
+        }
+        let (stores, clock) = (self.stores, Arc::clone(&self.clock));
+        let prefix = Bytes::from(format!("{}:", self.namespace));
+        let tiers = |tasks: &Arc<Tasks>| {
+            let tier = |(store, sharing)| {
+                let (clock, tasks) = (Arc::clone(&clock), Arc::clone(tasks));
+                Arc::new(Tier::new(store, sharing, prefix.clone(), clock, tasks))
+            };
+            stores.into_iter().map(tier).collect()
+        };
+        Ok(Larder::with(
+            self.namespace.into(),
+            tiers,
+            self.clock,
+            self.tier_budget,
+        ))
+    }
+}
+
+/// Names stand in keys as they are, so they hold nothing that would have to be escaped.
+fn check_name(what: &str, name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "{what} `{}` is not a name: use 1 to 64 letters, digits, `_`, `-` and `.`",
+        name.escape_default()
+    )))
+}
+
+/// A [`Cache`] in the making. Options that are not set have the defaults of [`CacheOptions`].
+#[must_use]
+pub struct CacheBuilder<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    larder: Larder,
+    name: String,
+    options: CacheOptions,
+    weigher: Option<Weigher<K, V>>,
+    /// The first option that could not be understood.
+    problem: Option<Error>,
+    types: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Send + Sync + 'static, V: Send + Sync + 'static> fmt::Debug for CacheBuilder<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("CacheBuilder");
+        out.field("name", &self.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K, V> CacheBuilder<K, V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    /// Takes all options at once, for example from a configuration file.
+    pub fn options(mut self, options: CacheOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// See [`CacheOptions::version`].
+    pub fn version(mut self, version: u32) -> Self {
+        self.options.version = version;
+        self
+    }
+
+    /// See [`CacheOptions::ttl`].
+    pub fn ttl(mut self, ttl: impl Span) -> Self {
+        self.options.ttl = self.span("ttl", ttl);
+        self
+    }
+
+    /// Entries never expire. See [`CacheOptions::ttl`].
+    pub fn no_ttl(mut self) -> Self {
+        self.options.ttl = None;
+        self
+    }
+
+    /// See [`CacheOptions::jitter`].
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.options.jitter = share;
+        self
+    }
+
+    /// See [`CacheOptions::grace`].
+    pub fn grace(mut self, grace: impl Span) -> Self {
+        self.options.grace = self.span("grace", grace).unwrap_or_default();
+        self
+    }
+
+    /// See [`CacheOptions::stale_on_error`].
+    pub fn stale_on_error(mut self, at_most: impl Span) -> Self {
+        self.options.stale_on_error = self.span("stale_on_error", at_most).unwrap_or_default();
+        self
+    }
+
+    /// See [`CacheOptions::error_throttle`].
+    pub fn error_throttle(mut self, pause: impl Span) -> Self {
+        self.options.error_throttle = self.span("error_throttle", pause).unwrap_or_default();
+        self
+    }
+
+    /// See [`CacheOptions::negative_ttl`].
+    pub fn negative_ttl(mut self, ttl: impl Span) -> Self {
+        self.options.negative_ttl = self.span("negative_ttl", ttl).unwrap_or_default();
+        self
+    }
+
+    /// See [`CacheOptions::memory_ttl`].
+    pub fn memory_ttl(mut self, ttl: impl Span) -> Self {
+        self.options.memory_ttl = self.span("memory_ttl", ttl);
+        self
+    }
+
+    /// See [`CacheOptions::capacity`].
+    pub fn capacity(mut self, entries: u64) -> Self {
+        self.options.capacity = Some(entries);
+        self
+    }
+
+    /// See [`CacheOptions::capacity_bytes`].
+    pub fn capacity_bytes(mut self, bytes: u64) -> Self {
+        self.options.capacity_bytes = Some(bytes);
+        self
+    }
+
+    /// Says how many bytes of memory an entry takes. Default: the length of the encoded value and
+    /// key, or, for caches that are not encoded, the size of the types without what they point to.
+    pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u32 + Send + Sync + 'static) -> Self {
+        self.weigher = Some(Box::new(weigher));
+        self
+    }
+
+    /// See [`CacheOptions::load_deadline`].
+    pub fn load_deadline(mut self, deadline: impl Span) -> Self {
+        self.options.load_deadline = self.span("load_deadline", deadline).unwrap_or_default();
+        self
+    }
+
+    /// See [`CacheOptions::load_concurrency`].
+    pub fn load_concurrency(mut self, loads: usize) -> Self {
+        self.options.load_concurrency = loads;
+        self
+    }
+
+    /// See [`CacheOptions::load_queue`].
+    pub fn load_queue(mut self, loads: usize) -> Self {
+        self.options.load_queue = loads;
+        self
+    }
+
+    /// See [`CacheOptions::lease`].
+    pub fn lease(mut self, lease: impl Span) -> Self {
+        self.options.lease = self.span("lease", lease);
+        self
+    }
+
+    /// See [`CacheOptions::lease_wait`].
+    pub fn lease_wait(mut self, wait: impl Span) -> Self {
+        self.options.lease_wait = self.span("lease_wait", wait).unwrap_or_default();
+        self
+    }
+
+    /// See [`CacheOptions::codec`].
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.options.codec = codec;
+        self
+    }
+
+    /// See [`CacheOptions::compress_over`].
+    pub fn compress_over(mut self, bytes: usize) -> Self {
+        self.options.compress_over = bytes;
+        self
+    }
+
+    /// Builds a cache over memory and every tier of its larder.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for an option that makes no sense, and for a name
+    /// that is taken by a cache of other types, another version or other options.
+    pub fn build(self) -> Result<Cache<K, V>>
+    where
+        V: Serialize + DeserializeOwned,
+    {
+        let codec = ValueCodec::new(self.options.codec);
+        self.build_with(Some(codec))
+    }
+
+    /// Builds a cache in memory alone: values need not be serialisable, and tiers of its larder
+    /// are not used. Without a bound it holds 10,000 entries.
+    ///
+    /// # Errors
+    ///
+    /// As for [`build`](Self::build).
+    pub fn in_memory(mut self) -> Result<Cache<K, V>> {
+        if self.options.capacity.is_none() && self.options.capacity_bytes.is_none() {
+            self.options.capacity = Some(10_000);
+        }
+        self.build_with(None)
+    }
+
+    fn build_with(self, codec: Option<ValueCodec<V>>) -> Result<Cache<K, V>> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        check_name("cache name", &self.name)?;
+        let rules = self.options.check()?;
+        let bound = match self.options.memory_capacity()? {
+            Capacity::Entries(entries) => Bound::Entries(entries),
+            Capacity::Bytes(bytes) => Bound::Bytes(bytes),
+        };
+        let shared = Arc::clone(&self.larder.shared);
+        let (name, options) = (Arc::<str>::from(self.name), self.options);
+        let (home, tiers) = match &codec {
+            Some(_) => (Home::AboveTiers, shared.tiers.clone()),
+            None => (Home::MemoryAlone, Box::default()),
+        };
+        let below_is_shared = tiers.iter().any(|tier| tier.sharing() == Sharing::Shared);
+        let memory_ttl = if below_is_shared {
+            MEMORY_TTL_ABOVE_SHARED
+        } else {
+            LONGEST
+        };
+        let make = || Inner {
+            version: options.version,
+            prefix: Bytes::from(format!("{}:{name}@{}:", shared.namespace, options.version)),
+            name: Arc::clone(&name),
+            memory_ttl: rules.memory_ttl.unwrap_or(memory_ttl),
+            memory: Memory::new(bound),
+            fence: Fence::new(),
+            loads: std::array::from_fn(|_| Arc::new(Flights::new())),
+            peeks: Arc::new(Flights::new()),
+            overlay: Overlay::empty(),
+            tiers,
+            codec,
+            weigher: self.weigher,
+            turns: Turns::new(options.load_concurrency, options.load_queue),
+            counters: Counters::new(),
+            shared: Arc::clone(&shared),
+            rules,
+        };
+        self.larder.registry.register(&name, home, &options, make)
+    }
+
+    fn span(&mut self, option: &str, span: impl Span) -> Option<Duration> {
+        let parsed = span.into_duration();
+        parsed
+            .map_err(|problem| {
+                let name = &self.name;
+                self.problem.get_or_insert(Error::config(format!(
+                    "cache `{name}`: {option}: {problem}"
+                )));
+            })
+            .ok()
+    }
+}

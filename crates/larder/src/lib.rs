@@ -1,0 +1,80 @@
+//! A multi-tier cache for services: typed values in process memory, shared tiers below it, loads
+//! that run once however many ask, and invalidations that win over every load under way.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> larder::Result<()> {
+//! use larder::{Cache, Larder, Loaded};
+//!
+//! async fn load_product(id: u64) -> Result<Loaded<String>, std::io::Error> {
+//!     Ok(match id {
+//!         7 => Loaded::value("espresso machine".to_owned()),
+//!         _ => Loaded::absent(),
+//!     })
+//! }
+//!
+//! let larder = Larder::builder("shop").build()?; // add tiers here: a disk, a Redis server
+//! let products: Cache<u64, String> = larder
+//!     .cache("product")
+//!     .ttl("1h")
+//!     .jitter(0.1)
+//!     .grace("6h")
+//!     .negative_ttl("30s")
+//!     .build()?;
+//!
+//! let product = products.get_or_load(&7, |load| load_product(load.into_key())).await?;
+//! assert_eq!(product.as_deref().map(String::as_str), Some("espresso machine"));
+//!
+//! let _ = products.invalidate(&7).await?;
+//! assert!(products.get(&7).await?.is_none());
+//! # Ok(()) }
+//! ```
+//!
+//! The modules in reading order: `larder` and `cache` are the face; `read`, `look` and `write` are
+//! the only control flow; `policy`, `fence`, `flight`, `fill`, `loader`, `tier` and `memory` are
+//! what they call, and none of them calls back. [`store`] is what a tier must be able to do,
+//! [`envelope`] how an entry looks there, [`key`] how a key does, [`clock`] where time comes from.
+
+pub mod clock;
+pub mod envelope;
+pub mod key;
+pub mod store;
+
+mod answer;
+mod cache;
+mod codec;
+mod entry;
+mod error;
+mod fence;
+mod fill;
+mod flight;
+mod larder;
+mod loader;
+mod look;
+mod memory;
+mod options;
+mod outcome;
+mod overlay;
+mod policy;
+mod read;
+mod registry;
+mod stats;
+mod sync;
+mod tasks;
+mod tier;
+mod write;
+
+pub use self::larder::{CacheBuilder, Larder, LarderBuilder, ShutdownReport};
+pub use answer::{Answer, Load, Loaded, Stale};
+pub use cache::{Cache, Reader};
+pub use clock::Clock;
+pub use codec::Codec;
+pub use error::{BoxError, Error, ErrorKind, Result};
+pub use key::{AsKey, CacheKey, Key, KeySink};
+pub use options::{CacheOptions, Capacity, Read, Span, Tiers};
+pub use outcome::{Answered, Outcome, Reason, Source, State};
+pub use registry::{AnyCache, Inspected};
+pub use stats::CacheStats;
+pub use store::Store;
+pub use tier::{TierHealth, TierStats};
+pub use write::Receipt;

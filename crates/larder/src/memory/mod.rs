@@ -1,0 +1,314 @@
+//! The memory tier: a bounded table that many threads read at once.
+//!
+//! ```text
+//! Memory      picks a shard by the upper half of the hash, locks it, drops what leaves it
+//!  └ Shard    find, insert, remove, evict, sweep                          shard.rs
+//!     ├ Index    hash -> slot, in parts that grow one at a time           index.rs
+//!     ├ Slab     the entries, dense, with their links, marks, deadlines   slab.rs
+//!     └ S3Fifo   which entry goes                                         s3fifo.rs
+//!        └ Ghost    what went lately                                      ghost.rs
+//! ```
+//!
+//! A read takes the shared lock of one shard, and what it writes is a mark of two bits. An insert
+//! takes the exclusive lock of one shard and does a bounded amount of work under it beyond
+//! evicting what its own weight displaces: it looks at a few slots for expired entries, and no
+//! hash table or array that it may have to grow is large. No operation holds two locks.
+
+mod ghost;
+mod index;
+mod s3fifo;
+mod shard;
+mod slab;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use std::hash::{BuildHasher, Hash};
+
+use equivalent::Equivalent;
+use foldhash::quality::RandomState;
+
+use self::shard::{Leavings, Shard};
+use self::slab::Slot;
+use self::sync::{AtomicUsize, Ordering, RwLock};
+use crate::clock::Millis;
+
+pub(crate) use self::shard::{Counters, Inserted};
+
+/// A bound below this many entries per shard is kept in fewer shards.
+const SHARD_ENTRIES: u64 = 1024;
+
+/// A bound below this many bytes per shard is kept in fewer shards. It is also the weight that
+/// every table takes in one entry, if its bound is not smaller.
+const SHARD_BYTES: u64 = 4 << 20;
+
+/// Shards for each core, so that two threads seldom want the same one.
+const SHARDS_PER_CORE: usize = 32;
+
+/// However many cores there are, no more shards than this.
+const SHARDS_MAX: usize = 256;
+
+/// What the index takes for one entry: five bytes per bucket, at worst 7 in 16 buckets full after
+/// it grew.
+const INDEX_BYTES: usize = 12;
+
+/// What remembering evicted keys takes for one entry: two bytes each, for up to twice as many.
+const GHOST_BYTES: usize = 4;
+
+/// Slots that one [`Memory::sweep`] looks at before it lets go of a shard's lock.
+const SWEEP_BATCH: u32 = 256;
+
+/// How much a table may hold. Zero holds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bound {
+    /// So many entries, whatever they weigh.
+    Entries(u64),
+    /// So many bytes: the callers' weights, and for each entry what the table itself needs.
+    Bytes(u64),
+}
+
+impl Bound {
+    /// The number alone, in the unit of the bound.
+    pub(crate) fn limit(self) -> u64 {
+        match self {
+            Bound::Entries(limit) | Bound::Bytes(limit) => limit,
+        }
+    }
+}
+
+/// What the table is told about an entry besides its key and value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    /// Bytes that key and value own outside themselves; the table adds their own size and its
+    /// overhead. Counted only under [`Bound::Bytes`].
+    pub(crate) weight: u32,
+    /// The time from which on the entry is no longer there. [`Millis::MAX`] is never.
+    pub(crate) dies_at: Millis,
+}
+
+/// A sharded table with a bound, eviction and deadlines.
+///
+/// Times come from the caller and count from
+/// wherever the caller likes, as long as they are all from one clock that does not go back.
+///
+/// Each shard keeps its own part of the bound, so the whole is exact at any moment, and a shard
+/// may evict while others have room: a table is only sure to keep everything while no shard is
+/// full. A small bound makes a single shard. See [`Inserted::TooHeavy`] for what the parts mean
+/// to heavy values: one that takes up to 4 MiB, or up to the bound if that is less, always fits.
+#[derive(Debug)]
+pub(crate) struct Memory<K, T> {
+    /// A power of two of them.
+    shards: Box<[Locked<K, T>]>,
+    hasher: RandomState,
+    bound: Bound,
+    /// The shard that the next batch of [`Memory::sweep`] looks at.
+    sweep_at: AtomicUsize,
+}
+
+impl<K: Hash + Eq, T> Memory<K, T> {
+    /// An empty table. It allocates as it fills.
+    pub(crate) fn new(bound: Bound) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::with_shards(bound, shards_for(bound, cores))
+    }
+
+    /// A table of `shards` shards, a power of two.
+    fn with_shards(bound: Bound, shards: usize) -> Self {
+        let (whole, least_charge) = match bound {
+            Bound::Entries(entries) => (entries, 1),
+            Bound::Bytes(bytes) => (bytes, Self::charge(bound, 0)),
+        };
+        let count = shards as u64;
+        let quota = |shard: u64| whole / count + u64::from(shard < whole % count);
+        Self {
+            shards: (0..count)
+                .map(|shard| Locked(RwLock::new(Shard::new(quota(shard), least_charge))))
+                .collect(),
+            hasher: RandomState::default(),
+            bound,
+            sweep_at: AtomicUsize::new(0),
+        }
+    }
+
+    /// The hash of `key`, by a function of this table alone. Every operation is given it, so that
+    /// a caller with tables of its own beside this one hashes once.
+    pub(crate) fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// What `read` makes of the value of `key`; `None` if it is not there or its deadline is at
+    /// or before `now`.
+    ///
+    /// Takes a shared lock, under which `read` runs: it must be quick, and not use this table.
+    /// Allocates nothing.
+    #[inline]
+    pub(crate) fn get<Q, R>(
+        &self,
+        hash: u64,
+        key: &Q,
+        now: Millis,
+        read: impl FnOnce(&T) -> R,
+    ) -> Option<R>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        sync::read(self.shard(hash))
+            .get(hash as u32, key, now)
+            .map(read)
+    }
+
+    /// Stores `value` under `key` if `admit` agrees, and evicts what has to go for it.
+    ///
+    /// `admit` runs under the lock of the key's shard, before anything changes; it is given the
+    /// live value about to be replaced, and must not use this table.
+    pub(crate) fn insert(
+        &self,
+        hash: u64,
+        key: K,
+        value: T,
+        place: Placement,
+        now: Millis,
+        admit: impl FnOnce(Option<&T>) -> bool,
+    ) -> Inserted {
+        let charge = Self::charge(self.bound, place.weight);
+        let slot = Slot::new(key, value, hash as u32, charge, place.dies_at);
+        let mut leavings = Leavings::new();
+        let inserted = sync::write(self.shard(hash)).insert(slot, now, admit, &mut leavings);
+        // The lock is free again: what left is dropped by code of its own types.
+        drop(leavings);
+        inserted
+    }
+
+    /// Lets `change` alter the live value of `key` and its deadline, and returns its result;
+    /// `None` if there is no such value.
+    ///
+    /// `change` runs under the lock of the key's shard, and so does the dropping of what it
+    /// replaces; neither may use this table. The weight stays what it was.
+    pub(crate) fn update<Q, R>(
+        &self,
+        hash: u64,
+        key: &Q,
+        now: Millis,
+        change: impl FnOnce(&mut T, &mut Millis) -> R,
+    ) -> Option<R>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        sync::write(self.shard(hash)).update(hash as u32, key, now, change)
+    }
+
+    /// Removes `key` and returns what was stored under it, even if that had expired.
+    pub(crate) fn remove<Q>(&self, hash: u64, key: &Q) -> Option<T>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let gone = sync::write(self.shard(hash)).remove(hash as u32, key);
+        gone.map(|slot| slot.value)
+    }
+
+    /// Removes everything that is there when its shard's turn comes, and returns how many.
+    pub(crate) fn clear(&self) -> u64 {
+        self.shards
+            .iter()
+            .map(|Locked(shard)| {
+                let gone = sync::write(shard).clear();
+                u64::from(gone.len())
+            })
+            .sum()
+    }
+
+    /// How many entries there are, expired ones that nobody has met since included.
+    pub(crate) fn len(&self) -> u64 {
+        self.sum(Shard::len)
+    }
+
+    /// How much of the bound is taken, in the unit of the bound.
+    pub(crate) fn weight(&self) -> u64 {
+        self.sum(Shard::weight)
+    }
+
+    /// The bound that the table was made with.
+    pub(crate) fn bound(&self) -> Bound {
+        self.bound
+    }
+
+    /// What came and went so far.
+    pub(crate) fn counters(&self) -> Counters {
+        self.shards
+            .iter()
+            .map(|Locked(shard)| sync::read(shard).counters())
+            .fold(Counters::default(), |all, one| all + one)
+    }
+
+    /// Shows `visit` every entry, expired ones that nobody has met since included.
+    ///
+    /// Goes shard by shard and holds the shared lock of each meanwhile: writers of that shard
+    /// wait, an entry stored or removed during the walk may be seen or not, and `visit` must not
+    /// use this table.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&K, &T)) {
+        for Locked(shard) in &self.shards {
+            for slot in sync::read(shard).iter() {
+                visit(&slot.key, &slot.value);
+            }
+        }
+    }
+
+    /// Looks at no more than `at_most` entries, going on where it last stopped, drops those whose
+    /// deadline is at or before `now`, and returns how many it dropped.
+    ///
+    /// Shards in which nothing can have expired cost one lock. No lock is held for long.
+    pub(crate) fn sweep(&self, now: Millis, at_most: usize) -> usize {
+        let (mut left, mut dropped, mut idle) = (at_most, 0, 0);
+        while left > 0 && idle < self.shards.len() {
+            let at = self.sweep_at.fetch_add(1, Ordering::Relaxed) & (self.shards.len() - 1);
+            let batch = left.min(SWEEP_BATCH as usize) as u32;
+            let mut leavings = Leavings::new();
+            let looked = sync::write(&self.shards[at].0).sweep(now, batch, &mut leavings);
+            dropped += leavings.len();
+            left -= looked as usize;
+            idle = if looked == 0 { idle + 1 } else { 0 };
+        }
+        dropped
+    }
+
+    /// What an entry of so much weight takes of the bound; too much for 32 bits is the largest
+    /// number, which no shard takes.
+    fn charge(bound: Bound, weight: u32) -> u32 {
+        match bound {
+            Bound::Entries(_) => 1,
+            Bound::Bytes(_) => {
+                let overhead = size_of::<Slot<K, T>>() + INDEX_BYTES + GHOST_BYTES;
+                u32::try_from(overhead).map_or(u32::MAX, |overhead| weight.saturating_add(overhead))
+            }
+        }
+    }
+
+    /// Shards are chosen by the upper half of the hash; the lower half is the shard's own.
+    fn shard(&self, hash: u64) -> &RwLock<Shard<K, T>> {
+        &self.shards[(hash >> 32) as usize & (self.shards.len() - 1)].0
+    }
+
+    fn sum(&self, of: impl Fn(&Shard<K, T>) -> u64) -> u64 {
+        self.shards
+            .iter()
+            .map(|Locked(shard)| of(&sync::read(shard)))
+            .sum()
+    }
+}
+
+/// How many shards a table of this bound is divided into: as many as the cores can use, but none
+/// so small that its part of the bound is too coarse to evict well or to take a heavy value.
+fn shards_for(bound: Bound, cores: usize) -> usize {
+    let useful = cores.saturating_mul(SHARDS_PER_CORE).min(SHARDS_MAX);
+    let possible = match bound {
+        Bound::Entries(entries) => entries / SHARD_ENTRIES,
+        Bound::Bytes(bytes) => bytes / SHARD_BYTES,
+    };
+    let shards = usize::try_from(possible).map_or(useful, |possible| possible.min(useful));
+    1 << shards.max(1).ilog2()
+}
+
+/// A shard behind its lock, on cache lines of its own; processors fetch two at once.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Locked<K, T>(RwLock<Shard<K, T>>);

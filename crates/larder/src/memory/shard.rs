@@ -1,0 +1,450 @@
+//! One shard: the entries whose hashes fall to it, and all that is decided about them.
+//!
+//! Nothing here locks. Every method that takes `&mut self` runs under the shard's exclusive lock
+//! and keeps one rule: code of a user's type (comparison, admission, change) runs while the
+//! structure is whole and before it is touched, and what leaves the shard is handed out in
+//! [`Leavings`], to be dropped after the lock. A panic in such code therefore finds, and leaves,
+//! a shard that is whole.
+
+use std::ops::{Add, ControlFlow};
+
+use equivalent::Equivalent;
+
+use super::index::Index;
+use super::s3fifo::{Reason, S3Fifo};
+use super::slab::{Slab, Slot};
+use crate::clock::Millis;
+
+/// Slots that every insert looks at for expired entries, where there may be any.
+const SWEEP_PER_INSERT: u32 = 4;
+
+/// A part of the table that is locked as one and keeps its own part of the bound.
+#[derive(Debug)]
+pub(super) struct Shard<K, T> {
+    index: Index,
+    slots: Slab<K, T>,
+    order: S3Fifo,
+    sweep: Sweep,
+    quota: u64,
+    weight: u64,
+    counters: Counters,
+}
+
+/// What became of an insert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// The value is in the table.
+    Stored,
+    /// The caller's admission said no. Nothing changed.
+    NotAdmitted,
+    /// The value alone is more than its shard may hold. It is not stored, and an older value of
+    /// its key is gone.
+    TooHeavy,
+}
+
+/// How many entries came and went, and why. At rest `inserted` is the number of entries held plus
+/// `replaced`, `evicted`, `expired` and `removed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Values stored.
+    pub(crate) inserted: u64,
+    /// Live values that gave way to a newer one of their key.
+    pub(crate) replaced: u64,
+    /// Live entries that gave way to others.
+    pub(crate) evicted: u64,
+    /// Entries dropped after their deadline, by whatever found them.
+    pub(crate) expired: u64,
+    /// Entries that the caller removed, or whose newer value was too heavy.
+    pub(crate) removed: u64,
+    /// Values not stored because they were too heavy.
+    pub(crate) too_heavy: u64,
+}
+
+impl<K, T> Shard<K, T> {
+    /// An empty shard that may hold `quota`, of which one entry takes at least `least_charge`.
+    pub(super) fn new(quota: u64, least_charge: u32) -> Self {
+        Self {
+            index: Index::new(quota / u64::from(least_charge.max(1))),
+            slots: Slab::new(),
+            order: S3Fifo::new(quota),
+            sweep: Sweep::NOTHING_DIES,
+            quota,
+            weight: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        u64::from(self.slots.len())
+    }
+
+    pub(super) fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Slot<K, T>> {
+        self.slots.iter()
+    }
+
+    /// The live value of `key`. Leaves a mark that it was read.
+    #[inline]
+    pub(super) fn get<Q>(&self, hash: u32, key: &Q, now: Millis) -> Option<&T>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let slot = &self.slots[self.find(hash, key)?];
+        if slot.is_dead(now) {
+            return None;
+        }
+        slot.touch();
+        Some(&slot.value)
+    }
+
+    /// Stores `slot`, whose charge is settled, if `admit` agrees.
+    pub(super) fn insert(
+        &mut self,
+        mut slot: Slot<K, T>,
+        now: Millis,
+        admit: impl FnOnce(Option<&T>) -> bool,
+        leavings: &mut Leavings<K, T>,
+    ) -> Inserted
+    where
+        K: Eq,
+    {
+        let held = self.find(slot.hash, &slot.key);
+        let live = held.filter(|&at| !self.slots[at].is_dead(now));
+        if !admit(live.map(|at| &self.slots[at].value)) {
+            leavings.keep(slot);
+            return Inserted::NotAdmitted;
+        }
+        if !self.can_hold(&slot) {
+            self.refuse(slot, held, leavings);
+            return Inserted::TooHeavy;
+        }
+        self.counters.inserted += 1;
+        if held.is_some() {
+            match live {
+                Some(_) => self.counters.replaced += 1,
+                None => self.counters.expired += 1,
+            }
+        }
+        match held {
+            Some(at) if self.fits_at(at, &slot) => self.rewrite(at, slot, leavings),
+            Some(at) => {
+                let old = self.take(at);
+                slot.queue = old.queue;
+                slot.set_mark(old.mark());
+                leavings.keep(old);
+                self.place(slot, now, leavings);
+            }
+            None => {
+                slot.queue = self.order.entrance(slot.hash);
+                self.place(slot, now, leavings);
+            }
+        }
+        Inserted::Stored
+    }
+
+    /// Lets `change` have the live value of `key` and its deadline.
+    pub(super) fn update<Q, R>(
+        &mut self,
+        hash: u32,
+        key: &Q,
+        now: Millis,
+        change: impl FnOnce(&mut T, &mut Millis) -> R,
+    ) -> Option<R>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let at = self.find(hash, key)?;
+        let slot = &mut self.slots[at];
+        if slot.is_dead(now) {
+            return None;
+        }
+        let mut dies_at = slot.dies_at();
+        let result = change(&mut slot.value, &mut dies_at);
+        slot.set_dies_at(dies_at);
+        self.sweep.note(at, dies_at);
+        Some(result)
+    }
+
+    /// Takes `key` out, dead or alive. Unlike an evicted key it is not remembered.
+    pub(super) fn remove<Q>(&mut self, hash: u32, key: &Q) -> Option<Slot<K, T>>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let at = self.find(hash, key)?;
+        self.counters.removed += 1;
+        Some(self.take(at))
+    }
+
+    /// Takes everything out, to be dropped outside the lock.
+    pub(super) fn clear(&mut self) -> Slab<K, T> {
+        let slots = std::mem::replace(&mut self.slots, Slab::new());
+        self.counters.removed += u64::from(slots.len());
+        self.index.clear();
+        self.order = S3Fifo::new(self.quota);
+        self.sweep = Sweep::NOTHING_DIES;
+        self.weight = 0;
+        slots
+    }
+
+    /// Goes on with the walk over the slots and takes out those that are dead, until it has
+    /// looked at `at_most` or knows that none is left. Returns how many it looked at.
+    pub(super) fn sweep(
+        &mut self,
+        now: Millis,
+        at_most: u32,
+        leavings: &mut Leavings<K, T>,
+    ) -> u32 {
+        let mut looked = 0;
+        while looked < at_most {
+            match self.sweep.next(self.slots.len(), now) {
+                ControlFlow::Break(()) => break,
+                ControlFlow::Continue(at) if self.slots[at].is_dead(now) => {
+                    // The slot that takes its place is looked at next, in the same position.
+                    self.counters.expired += 1;
+                    leavings.keep(self.take(at));
+                }
+                ControlFlow::Continue(at) => self.sweep.pass(self.slots[at].dies_at()),
+            }
+            looked += 1;
+        }
+        looked
+    }
+
+    #[inline]
+    fn find<Q>(&self, hash: u32, key: &Q) -> Option<u32>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.index.find(hash, |at| {
+            let slot = &self.slots[at];
+            slot.hash == hash && key.equivalent(&slot.key)
+        })
+    }
+
+    /// A charge that does not fit its 32 bits has been cut to the largest number.
+    fn can_hold(&self, slot: &Slot<K, T>) -> bool {
+        slot.charge < u32::MAX && u64::from(slot.charge) <= self.quota
+    }
+
+    fn refuse(&mut self, slot: Slot<K, T>, held: Option<u32>, leavings: &mut Leavings<K, T>) {
+        self.counters.too_heavy += 1;
+        if let Some(at) = held {
+            self.counters.removed += 1;
+            leavings.keep(self.take(at));
+        }
+        leavings.keep(slot);
+    }
+
+    fn fits_at(&self, at: u32, slot: &Slot<K, T>) -> bool {
+        let others = self.weight - u64::from(self.slots[at].charge);
+        others + u64::from(slot.charge) <= self.quota
+    }
+
+    /// Puts the value of `slot` where an older one of its key is. The entry keeps its key, its
+    /// place in the queue and its marks: a rewritten value is no more popular than it was.
+    fn rewrite(&mut self, at: u32, mut slot: Slot<K, T>, leavings: &mut Leavings<K, T>) {
+        let held = &mut self.slots[at];
+        self.order.reweigh(held.queue, held.charge, slot.charge);
+        self.weight = self.weight - u64::from(held.charge) + u64::from(slot.charge);
+        held.charge = slot.charge;
+        held.set_dies_at(slot.dies_at());
+        self.sweep.note(at, slot.dies_at());
+        std::mem::swap(&mut held.value, &mut slot.value);
+        leavings.keep(slot);
+    }
+
+    /// Makes room for `slot`, whose key is not held, and stores it.
+    ///
+    /// The last victim's place is taken over as it is, so that an insert that evicts one entry,
+    /// the usual one in a full cache, moves no third.
+    fn place(&mut self, slot: Slot<K, T>, now: Millis, leavings: &mut Leavings<K, T>) {
+        self.sweep(now, SWEEP_PER_INSERT, leavings);
+        let mut vacant = None;
+        while vacant.is_none() && (self.slots.is_full() || !self.has_room(slot.charge)) {
+            let Some((at, reason)) = self.order.victim(&mut self.slots, now) else {
+                break;
+            };
+            match reason {
+                Reason::Dead => self.counters.expired += 1,
+                Reason::Room => self.counters.evicted += 1,
+            }
+            self.detach(at);
+            if self.has_room(slot.charge) {
+                vacant = Some(at);
+            } else {
+                leavings.keep(self.vacate(at));
+            }
+        }
+        let (hash, charge, dies_at) = (slot.hash, slot.charge, slot.dies_at());
+        let at = match vacant {
+            Some(at) => {
+                leavings.keep(self.slots.replace(at, slot));
+                at
+            }
+            None => self.slots.push(slot),
+        };
+        self.index.insert(hash, at, |held| self.slots[held].hash);
+        self.order.link(&mut self.slots, at);
+        self.weight += u64::from(charge);
+        self.sweep.note(at, dies_at);
+    }
+
+    fn has_room(&self, charge: u32) -> bool {
+        self.weight + u64::from(charge) <= self.quota
+    }
+
+    /// Takes an entry out of everything.
+    fn take(&mut self, at: u32) -> Slot<K, T> {
+        self.detach(at);
+        self.vacate(at)
+    }
+
+    /// Takes an entry out of the index and its queue. It still lies in its slot.
+    fn detach(&mut self, at: u32) {
+        let slot = &self.slots[at];
+        self.weight -= u64::from(slot.charge);
+        self.index
+            .remove(slot.hash, at, |held| self.slots[held].hash);
+        self.order.unlink(&mut self.slots, at);
+    }
+
+    /// Takes a detached entry out of its slot and fills the gap with the last slot.
+    fn vacate(&mut self, at: u32) -> Slot<K, T> {
+        let gone = self.slots.swap_remove(at);
+        let end = self.slots.len();
+        if at < end {
+            let moved = &self.slots[at];
+            self.index.moved(moved.hash, end, at);
+            // It may have moved from ahead of the walk to behind it.
+            self.sweep.note(at, moved.dies_at());
+            self.order.moved(&mut self.slots, at);
+        }
+        gone
+    }
+}
+
+/// A walk over the slots, round after round, that rests while nothing can have died.
+#[derive(Debug)]
+struct Sweep {
+    /// The slot to look at next.
+    at: u32,
+    /// No entry dies before this.
+    soonest: Millis,
+    /// No entry behind the walk dies before this.
+    soonest_behind: Millis,
+}
+
+impl Sweep {
+    const NOTHING_DIES: Self = Self {
+        at: 0,
+        soonest: Millis::MAX,
+        soonest_behind: Millis::MAX,
+    };
+
+    /// Notes the deadline of the entry at `at` when it comes, changes or moves.
+    fn note(&mut self, at: u32, dies_at: Millis) {
+        self.soonest = self.soonest.min(dies_at);
+        if at < self.at {
+            self.soonest_behind = self.soonest_behind.min(dies_at);
+        }
+    }
+
+    /// The slot to look at, out of `len`; `Break` when none can be dead.
+    fn next(&mut self, len: u32, now: Millis) -> ControlFlow<(), u32> {
+        if self.soonest <= now && self.at >= len {
+            self.at = 0;
+            self.soonest = std::mem::replace(&mut self.soonest_behind, Millis::MAX);
+        }
+        if self.soonest <= now && self.at < len {
+            ControlFlow::Continue(self.at)
+        } else {
+            ControlFlow::Break(())
+        }
+    }
+
+    /// Goes past a slot that is not dead.
+    fn pass(&mut self, dies_at: Millis) {
+        self.at += 1;
+        self.soonest_behind = self.soonest_behind.min(dies_at);
+    }
+}
+
+/// Keys and values on their way out, dropped where no lock is held.
+#[derive(Debug)]
+pub(super) struct Leavings<K, T> {
+    /// The one that most operations leave, without an allocation.
+    first: Option<(K, T)>,
+    rest: Vec<(K, T)>,
+}
+
+impl<K, T> Leavings<K, T> {
+    pub(super) const fn new() -> Self {
+        Self {
+            first: None,
+            rest: Vec::new(),
+        }
+    }
+
+    fn keep(&mut self, slot: Slot<K, T>) {
+        let pair = (slot.key, slot.value);
+        match self.first {
+            None => self.first = Some(pair),
+            Some(_) => self.rest.push(pair),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
+    }
+}
+
+impl Add for Counters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            inserted: self.inserted + other.inserted,
+            replaced: self.replaced + other.replaced,
+            evicted: self.evicted + other.evicted,
+            expired: self.expired + other.expired,
+            removed: self.removed + other.removed,
+            too_heavy: self.too_heavy + other.too_heavy,
+        }
+    }
+}
+
+#[cfg(test)]
+impl<K, T> Shard<K, T> {
+    /// Compares every part with every other and panics where they disagree.
+    pub(super) fn check(&self) {
+        let charges: u64 = self.slots.iter().map(|slot| u64::from(slot.charge)).sum();
+        assert_eq!(
+            charges, self.weight,
+            "a shard weighs what its entries weigh"
+        );
+        assert!(self.weight <= self.quota, "a shard keeps to its quota");
+        assert_eq!(self.slots.iter().count(), self.slots.len() as usize);
+        assert_eq!(self.index.len(), self.slots.len() as usize);
+        assert_eq!(self.order.check(&self.slots), self.slots.len());
+        for at in 0..self.slots.len() {
+            let slot = &self.slots[at];
+            let found = self.index.find(slot.hash, |held| held == at);
+            assert_eq!(found, Some(at), "the index leads to every entry");
+            assert!(self.sweep.soonest <= slot.dies_at());
+            assert!(self.sweep.at <= at || self.sweep.soonest_behind <= slot.dies_at());
+        }
+        let counted = self.counters;
+        assert_eq!(
+            counted.inserted,
+            self.len() + counted.replaced + counted.evicted + counted.expired + counted.removed,
+            "every entry that came is held or accounted for"
+        );
+    }
+}

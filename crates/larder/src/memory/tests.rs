@@ -1,0 +1,662 @@
+//! The table against a model, its bounds, its panics and its threads.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use proptest::prelude::*;
+
+use super::*;
+
+impl<K: Hash + Eq, T: Clone> Memory<K, T> {
+    /// Checks every shard from within.
+    fn check(&self) {
+        for Locked(shard) in &self.shards {
+            sync::read(shard).check();
+        }
+        let (Bound::Entries(most) | Bound::Bytes(most)) = self.bound;
+        assert!(self.weight() <= most, "the bound is never exceeded");
+    }
+
+    fn put(&self, key: K, value: T, place: Placement, now: Millis) -> Inserted {
+        self.insert(self.hash(&key), key, value, place, now, |_| true)
+    }
+
+    fn look(&self, key: &K, now: Millis) -> Option<T> {
+        self.get(self.hash(key), key, now, Clone::clone)
+    }
+}
+
+/// The bytes that an entry of this table takes beside its weight.
+fn overhead<K: Hash + Eq, T: Clone>() -> u64 {
+    u64::from(Memory::<K, T>::charge(Bound::Bytes(0), 0))
+}
+
+const FOREVER: Placement = weighing(0);
+
+const fn weighing(weight: u32) -> Placement {
+    Placement {
+        weight,
+        dies_at: Millis::MAX,
+    }
+}
+
+/// One step of a history.
+#[derive(Clone, Debug)]
+enum Step {
+    Get(u64),
+    Insert {
+        key: u64,
+        weight: u32,
+        ttl: Millis,
+        admit: bool,
+    },
+    Update {
+        key: u64,
+        ttl: Millis,
+    },
+    Remove(u64),
+    Clear,
+    Sweep(usize),
+    Pass(Millis),
+}
+
+fn step(keys: u64) -> impl Strategy<Value = Step> {
+    let ttl = || prop_oneof![3 => 0..300u64, 1 => Just(Millis::MAX)];
+    let weight = prop_oneof![8 => 0..300u32, 1 => 0..6000u32, 1 => Just(u32::MAX)];
+    prop_oneof![
+        30 => (0..keys).prop_map(Step::Get),
+        40 => (0..keys, weight, ttl(), prop::bool::weighted(0.9)).prop_map(
+            |(key, weight, ttl, admit)| Step::Insert { key, weight, ttl, admit }
+        ),
+        8 => (0..keys, ttl()).prop_map(|(key, ttl)| Step::Update { key, ttl }),
+        8 => (0..keys).prop_map(Step::Remove),
+        1 => Just(Step::Clear),
+        5 => (0..40usize).prop_map(Step::Sweep),
+        10 => (0..60u64).prop_map(Step::Pass),
+    ]
+}
+
+/// What the model knows of a key: the value last stored and when it dies.
+type Known = HashMap<u64, (u64, Millis)>;
+
+/// The table and a map that never evicts, side by side.
+///
+/// The table may hold less than the map, never anything else. A key once found missing leaves the
+/// map, so that it cannot come back unnoticed.
+struct Pair {
+    table: Memory<u64, u64>,
+    model: Known,
+    /// Whether the bound is so wide that the table must hold all the map holds.
+    roomy: bool,
+    now: Millis,
+    stored: u64,
+}
+
+impl Pair {
+    fn new(bound: Bound, shards: usize, roomy: bool) -> Self {
+        Self {
+            table: Memory::with_shards(bound, shards),
+            model: HashMap::new(),
+            roomy,
+            now: 0,
+            stored: 0,
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        let before = self.table.counters();
+        match step {
+            Step::Get(key) => _ = self.get(key),
+            Step::Insert {
+                key,
+                weight,
+                ttl,
+                admit,
+            } => self.insert(key, weight, ttl, admit),
+            Step::Update { key, ttl } => self.update(key, ttl),
+            Step::Remove(key) => self.remove(key),
+            Step::Clear => {
+                assert_eq!(self.table.len(), self.table.clear());
+                assert_eq!((self.table.len(), self.table.weight()), (0, 0));
+                self.model.clear();
+            }
+            Step::Sweep(at_most) => {
+                let dropped = self.table.sweep(self.now, at_most);
+                assert!(dropped <= at_most);
+                let expired = self.table.counters().expired - before.expired;
+                assert_eq!(dropped as u64, expired);
+            }
+            Step::Pass(millis) => self.now += millis,
+        }
+        if self.roomy {
+            assert_eq!(self.table.counters().evicted, 0);
+        }
+        self.table.check();
+    }
+
+    fn live(&self, key: u64) -> Option<u64> {
+        let &(value, dies_at) = self.model.get(&key)?;
+        (dies_at > self.now).then_some(value)
+    }
+
+    fn get(&mut self, key: u64) -> Option<u64> {
+        let got = self.table.look(&key, self.now);
+        match got {
+            Some(_) => assert_eq!(got, self.live(key), "what is found was the last stored"),
+            None => {
+                assert!(!self.roomy || self.live(key).is_none(), "lost {key}");
+                self.model.remove(&key);
+            }
+        }
+        got
+    }
+
+    fn insert(&mut self, key: u64, weight: u32, ttl: Millis, admit: bool) {
+        let held = self.get(key);
+        let (contents, counters) = (self.contents(), self.table.counters());
+        self.stored += 1;
+        let (value, dies_at) = (self.stored, self.now.saturating_add(ttl));
+        let place = Placement { weight, dies_at };
+        let hash = self.table.hash(&key);
+        let inserted = self.table.insert(hash, key, value, place, self.now, |old| {
+            assert_eq!(old.copied(), held, "admission sees what a reader sees");
+            admit
+        });
+        if !admit {
+            assert_eq!(inserted, Inserted::NotAdmitted);
+            assert_eq!(self.contents(), contents);
+            assert_eq!(self.table.counters(), counters);
+            return;
+        }
+        self.model.remove(&key);
+        match inserted {
+            Inserted::Stored => {
+                self.model.insert(key, (value, dies_at));
+                assert_eq!(self.table.look(&key, self.now), self.live(key));
+            }
+            _ => {
+                assert_eq!(inserted, Inserted::TooHeavy);
+                assert_eq!(self.table.look(&key, self.now), None);
+                assert_eq!(self.table.counters().evicted, counters.evicted);
+            }
+        }
+        let charge = u64::from(Memory::<u64, u64>::charge(self.table.bound, weight));
+        let fits = charge <= self.quota() && charge < u64::from(u32::MAX);
+        assert_eq!(inserted == Inserted::Stored, fits);
+    }
+
+    fn quota(&self) -> u64 {
+        let (Bound::Entries(most) | Bound::Bytes(most)) = self.table.bound;
+        most / self.table.shards.len() as u64
+    }
+
+    fn update(&mut self, key: u64, ttl: Millis) {
+        let held = self.get(key);
+        self.stored += 1;
+        let (value, dies_at) = (self.stored, self.now.saturating_add(ttl));
+        let hash = self.table.hash(&key);
+        let old = self.table.update(hash, &key, self.now, |held, dies| {
+            *dies = dies_at;
+            std::mem::replace(held, value)
+        });
+        assert_eq!(old, held);
+        if old.is_some() {
+            self.model.insert(key, (value, dies_at));
+        }
+    }
+
+    fn remove(&mut self, key: u64) {
+        let held = self.get(key);
+        let hash = self.table.hash(&key);
+        let removed = self.table.remove(hash, &key);
+        if held.is_some() {
+            assert_eq!(removed, held);
+        }
+        assert_eq!(self.table.look(&key, self.now), None);
+        self.model.remove(&key);
+    }
+
+    fn contents(&self) -> Vec<(u64, u64)> {
+        let mut contents = Vec::new();
+        self.table
+            .for_each(|&key, &value| contents.push((key, value)));
+        contents.sort_unstable();
+        contents
+    }
+}
+
+proptest! {
+    #[test]
+    fn it_follows_the_model_in_entries(
+        most in 0u64..40,
+        steps in prop::collection::vec(step(60), 1..300),
+    ) {
+        let mut pair = Pair::new(Bound::Entries(most), 1, false);
+        steps.into_iter().for_each(|step| pair.take(step));
+    }
+
+    #[test]
+    fn it_follows_the_model_in_bytes(
+        most in 0u64..8000,
+        steps in prop::collection::vec(step(60), 1..300),
+    ) {
+        let mut pair = Pair::new(Bound::Bytes(most), 1, false);
+        steps.into_iter().for_each(|step| pair.take(step));
+    }
+
+    #[test]
+    fn it_follows_the_model_in_several_shards(
+        quota in 0u64..20,
+        steps in prop::collection::vec(step(150), 1..300),
+    ) {
+        let mut pair = Pair::new(Bound::Entries(quota * 4), 4, false);
+        steps.into_iter().for_each(|step| pair.take(step));
+    }
+
+    #[test]
+    fn it_loses_nothing_while_there_is_room(
+        steps in prop::collection::vec(step(60), 1..300),
+    ) {
+        let mut pair = Pair::new(Bound::Entries(60 * 4), 4, true);
+        steps.into_iter().for_each(|step| pair.take(step));
+    }
+
+    /// The parts of the bound add up, and every table takes the weight that is promised.
+    #[test]
+    fn shards_share_the_bound(most in any::<u64>(), cores in 1usize..1000) {
+        for bound in [Bound::Entries(most), Bound::Bytes(most)] {
+            let shards = shards_for(bound, cores);
+            prop_assert!(shards.is_power_of_two() && shards <= SHARDS_MAX);
+            let least = match bound {
+                Bound::Entries(_) => SHARD_ENTRIES,
+                Bound::Bytes(_) => SHARD_BYTES,
+            };
+            prop_assert!(most / shards as u64 >= least.min(most));
+        }
+    }
+}
+
+/// A long history over a table of many chunks and parts; the checks from within are costly and
+/// come at intervals.
+#[test]
+fn it_follows_the_model_for_long() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let table = Memory::<u64, u64>::with_shards(Bound::Entries(8_000), 2);
+    let (mut model, mut now): (Known, _) = (HashMap::new(), 0);
+    for round in 0..300_000u64 {
+        now += random.u64(0..2);
+        let key = random.u64(0..30_000);
+        if random.u8(..) < 8 {
+            table.remove(table.hash(&key), &key);
+            model.remove(&key);
+        } else if random.bool() {
+            let dies_at = now + random.u64(1..60_000);
+            table.put(key, round, Placement { weight: 0, dies_at }, now);
+            model.insert(key, (round, dies_at));
+        }
+        let live = model.get(&key).filter(|&&(_, dies_at)| dies_at > now);
+        match table.look(&key, now) {
+            None => _ = model.remove(&key),
+            found => assert_eq!(found, live.map(|&(value, _)| value), "seed {seed}"),
+        }
+        if round % 50_000 == 0 {
+            table.check();
+        }
+    }
+    table.check();
+    let counted = table.counters();
+    assert!(counted.evicted > 0 && counted.expired > 0 && counted.replaced > 0);
+}
+
+#[test]
+fn a_bound_of_zero_stores_nothing() {
+    for bound in [Bound::Entries(0), Bound::Bytes(0)] {
+        let table = Memory::new(bound);
+        assert_eq!(table.bound(), bound);
+        assert_eq!(table.put(1, 1, FOREVER, 0), Inserted::TooHeavy);
+        assert_eq!(table.look(&1, 0), None);
+        assert_eq!(table.len(), 0);
+    }
+}
+
+#[test]
+fn a_value_as_heavy_as_the_bound_is_stored_and_a_heavier_one_is_not() {
+    let bound = 1000 + overhead::<u64, u64>();
+    let table = Memory::<u64, u64>::new(Bound::Bytes(bound));
+    assert_eq!(table.put(1, 1, weighing(10), 0), Inserted::Stored);
+    assert_eq!(table.put(2, 2, weighing(1000), 0), Inserted::Stored);
+    assert_eq!(table.weight(), bound);
+    assert_eq!(table.look(&1, 0), None);
+    assert_eq!(table.put(3, 3, weighing(1001), 0), Inserted::TooHeavy);
+    assert_eq!(table.look(&2, 0), Some(2), "nothing else goes for it");
+    assert_eq!(table.put(2, 4, weighing(1001), 0), Inserted::TooHeavy);
+    assert_eq!(table.look(&2, 0), None, "an old value does not outlive it");
+    assert_eq!(table.counters().too_heavy, 2);
+}
+
+#[test]
+fn a_weight_that_does_not_fit_is_too_heavy_for_any_bound() {
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(1 << 40), 1);
+    assert_eq!(table.put(1, 1, weighing(u32::MAX), 0), Inserted::TooHeavy);
+    assert_eq!(
+        table.put(1, 1, weighing(u32::MAX - 100), 0),
+        Inserted::Stored
+    );
+}
+
+#[test]
+fn every_table_takes_four_mebibytes_in_one_entry() {
+    let table = Memory::new(Bound::Bytes(1 << 30));
+    let weight = (SHARD_BYTES - overhead::<u64, u64>()) as u32;
+    for key in 0..300 {
+        assert_eq!(table.put(key, 0u64, weighing(weight), 0), Inserted::Stored);
+    }
+    table.check();
+}
+
+#[test]
+fn a_value_that_grows_makes_room_among_the_others_and_keeps_its_standing() {
+    let each = overhead::<u64, u64>() + 100;
+    let table = Memory::new(Bound::Bytes(4 * each));
+    for key in 0..4u64 {
+        table.put(key, key, weighing(100), 0);
+    }
+    table.put(0, 10, weighing(150), 0);
+    assert_eq!(table.look(&0, 0), Some(10));
+    assert_eq!(table.counters().evicted, 1);
+    table.check();
+}
+
+#[test]
+fn an_expired_entry_is_not_seen_again_by_any_operation() {
+    let table = Memory::new(Bound::Entries(10));
+    let place = Placement {
+        weight: 0,
+        dies_at: 100,
+    };
+    table.put(1, 1, place, 0);
+    assert_eq!(table.look(&1, 99), Some(1));
+    assert_eq!(table.look(&1, 100), None);
+    let hash = table.hash(&1);
+    assert_eq!(
+        table.update(hash, &1, 100, |_, dies_at| *dies_at = 200),
+        None
+    );
+    table.insert(hash, 1, 2, FOREVER, 100, |old| {
+        assert_eq!(old, None);
+        true
+    });
+    assert_eq!(table.look(&1, 100), Some(2));
+    assert_eq!(table.counters().expired, 1);
+    assert_eq!(table.counters().replaced, 0);
+}
+
+#[test]
+fn a_sweep_finds_every_expired_entry_and_no_other() {
+    let table = Memory::with_shards(Bound::Entries(40_000), 8);
+    for key in 0..10_000u64 {
+        let dies_at = if key % 3 == 0 { 100 } else { 200 };
+        table.put(key, key, Placement { weight: 0, dies_at }, 0);
+    }
+    assert_eq!(table.sweep(99, usize::MAX), 0);
+    let in_parts: usize = (0..200).map(|_| table.sweep(100, 100)).sum();
+    assert_eq!(in_parts, 3334);
+    table.check();
+    assert_eq!(table.sweep(200, usize::MAX), 6666);
+    assert_eq!(table.len(), 0);
+    table.check();
+}
+
+#[test]
+fn inserts_alone_drop_what_expired() {
+    let table = Memory::new(Bound::Entries(1000));
+    for key in 0..500u64 {
+        let place = Placement {
+            weight: 0,
+            dies_at: 100,
+        };
+        table.put(key, key, place, 0);
+    }
+    for key in 500..700 {
+        table.put(key, key, FOREVER, 100);
+    }
+    assert_eq!(table.counters().expired, 500);
+    assert_eq!(table.len(), 200);
+}
+
+#[test]
+fn a_deadline_that_an_update_brings_forward_is_found_by_the_sweep() {
+    let table = Memory::new(Bound::Entries(100));
+    for key in 0..50u64 {
+        table.put(key, key, FOREVER, 0);
+    }
+    table.update(table.hash(&7), &7, 0, |_, dies_at| *dies_at = 10);
+    assert_eq!(table.sweep(9, 1000), 0);
+    assert_eq!(table.sweep(10, 1000), 1);
+    assert_eq!(table.len(), 49);
+}
+
+#[test]
+fn borrowed_keys_find_owned_ones() {
+    let table: Memory<String, u8> = Memory::new(Bound::Entries(4));
+    table.put("a".to_owned(), 1, FOREVER, 0);
+    assert_eq!(table.get(table.hash("a"), "a", 0, Clone::clone), Some(1));
+    assert_eq!(
+        table.update(table.hash("a"), "a", 0, |value, _| *value),
+        Some(1)
+    );
+    assert_eq!(table.remove(table.hash("a"), "a"), Some(1));
+    assert_eq!(table.get(table.hash("a"), "a", 0, Clone::clone), None);
+}
+
+#[test]
+fn keys_of_one_hash_are_kept_apart() {
+    let table = Memory::new(Bound::Entries(100));
+    for key in 0..50u64 {
+        table.insert(9, key, key, FOREVER, 0, |_| true);
+    }
+    for key in (0..50).step_by(2) {
+        assert_eq!(table.remove(9, &key), Some(key));
+    }
+    for key in 0..50 {
+        let left = (key % 2 == 1).then_some(key);
+        assert_eq!(table.get(9, &key, 0, Clone::clone), left);
+    }
+    table.check();
+}
+
+/// A key whose comparison panics on demand.
+#[derive(Debug)]
+struct Moody(u64, Arc<AtomicBool>);
+
+impl PartialEq for Moody {
+    fn eq(&self, other: &Self) -> bool {
+        assert!(!self.1.load(Ordering::Relaxed), "moody");
+        self.0 == other.0
+    }
+}
+
+impl Eq for Moody {}
+
+impl Hash for Moody {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+#[test]
+fn a_panic_in_comparison_admission_or_change_leaves_the_table_whole() {
+    let mood = Arc::new(AtomicBool::new(false));
+    let key = |number| Moody(number, Arc::clone(&mood));
+    let table = Memory::new(Bound::Entries(10));
+    for number in 0..20 {
+        table.put(key(number), number, FOREVER, 0);
+    }
+    let hash = table.hash(&key(19));
+    let panics = |attempt: &dyn Fn()| {
+        assert!(catch_unwind(AssertUnwindSafe(attempt)).is_err());
+        mood.store(false, Ordering::Relaxed);
+        table.check();
+        assert_eq!(table.len(), 10);
+        assert_eq!(table.look(&key(19), 0), Some(19));
+    };
+    let angry = || mood.store(true, Ordering::Relaxed);
+    panics(&|| {
+        angry();
+        table.look(&key(19), 0);
+    });
+    panics(&|| {
+        angry();
+        table.put(key(19), 1, FOREVER, 0);
+    });
+    panics(&|| {
+        angry();
+        table.remove(hash, &key(19));
+    });
+    panics(&|| _ = table.insert(hash, key(19), 1, FOREVER, 0, |_| panic!("no")));
+    panics(&|| {
+        table
+            .update(hash, &key(19), 0, |_, _| panic!("no"))
+            .unwrap()
+    });
+}
+
+/// A value that, when dropped, asserts that its table's locks are free, and may panic.
+struct Leaver {
+    table: Weak<Memory<u64, Arc<Leaver>>>,
+    panics: bool,
+    dropped: Arc<AtomicUsize>,
+}
+
+impl Drop for Leaver {
+    fn drop(&mut self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(table) = self.table.upgrade() {
+            let free = |shard: &Locked<_, _>| shard.0.try_write().is_ok();
+            assert!(table.shards.iter().all(free), "dropped under a lock");
+        }
+        assert!(!self.panics, "a value that will not go quietly");
+    }
+}
+
+#[test]
+fn values_are_dropped_outside_the_locks() {
+    let table = Arc::new(Memory::new(Bound::Bytes(
+        10 * (overhead::<u64, Arc<u8>>() + 10),
+    )));
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let leaver = || {
+        Arc::new(Leaver {
+            table: Arc::downgrade(&table),
+            panics: false,
+            dropped: Arc::clone(&dropped),
+        })
+    };
+    let place = |dies_at| Placement {
+        weight: 10,
+        dies_at,
+    };
+    let left = || dropped.swap(0, Ordering::Relaxed);
+    for key in 0..20 {
+        table.put(key, leaver(), place(100), 0);
+    }
+    assert_eq!(left(), 10, "evicted");
+    table.put(19, leaver(), place(100), 0);
+    assert_eq!(left(), 1, "replaced");
+    table.put(19, leaver(), weighing(300), 0);
+    assert_eq!(left(), 6, "the older value, and five others for room");
+    table.insert(table.hash(&19), 19, leaver(), FOREVER, 0, |_| false);
+    assert_eq!(left(), 1, "not admitted");
+    table.put(19, leaver(), weighing(u32::MAX), 0);
+    assert_eq!(left(), 2, "too heavy, and the older value");
+    table.sweep(100, 3);
+    assert_eq!(left(), 3, "swept");
+    table.put(0, leaver(), FOREVER, 100);
+    assert_eq!(left(), 1, "swept by an insert");
+    table.clear();
+    assert_eq!(left(), 1, "cleared");
+    table.put(0, leaver(), FOREVER, 100);
+    table.remove(table.hash(&0), &0);
+    assert_eq!(left(), 1, "removed");
+}
+
+#[test]
+fn a_panic_while_a_value_is_dropped_leaves_the_table_whole() {
+    let table = Arc::new(Memory::new(Bound::Entries(10)));
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let leaver = |panics| {
+        Arc::new(Leaver {
+            table: Weak::new(),
+            panics,
+            dropped: Arc::clone(&dropped),
+        })
+    };
+    table.put(0, leaver(true), FOREVER, 0);
+    for key in 1..10 {
+        table.put(key, leaver(false), FOREVER, 0);
+    }
+    let put = || table.put(10, leaver(false), FOREVER, 0);
+    assert!(catch_unwind(AssertUnwindSafe(put)).is_err());
+    assert_eq!(dropped.load(Ordering::Relaxed), 1);
+    assert!(table.look(&10, 0).is_some(), "the insert had been done");
+    assert!(table.look(&0, 0).is_none());
+    table.check();
+}
+
+/// Each key is written by one thread and read by all. Its writer knows what it may find there:
+/// the value last written or nothing, and once nothing, nothing until it writes again.
+#[test]
+fn many_threads_find_only_what_was_stored_last() {
+    const THREADS: u64 = 4;
+    const KEYS: u64 = 600;
+    const ROUNDS: u64 = 20_000;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let bound = 100 * (overhead::<u64, u64>() + 50);
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(bound), 4);
+    let work = |thread: u64| {
+        let mut random = fastrand::Rng::with_seed(seed ^ thread);
+        let mut last = HashMap::new();
+        for round in 0..ROUNDS {
+            let key = random.u64(0..KEYS / THREADS) * THREADS + thread;
+            match random.u8(0..20) {
+                0 => {
+                    table.remove(table.hash(&key), &key);
+                    last.remove(&key);
+                }
+                1..8 => {
+                    let place = Placement {
+                        weight: random.u32(0..100),
+                        dies_at: round + random.u64(1..200),
+                    };
+                    let value = key << 32 | round;
+                    assert_eq!(table.put(key, value, place, round), Inserted::Stored);
+                    last.insert(key, value);
+                }
+                8 => _ = table.sweep(round.saturating_sub(100), 50),
+                _ => match table.look(&key, round) {
+                    None => _ = last.remove(&key),
+                    found => assert_eq!(found.as_ref(), last.get(&key), "seed {seed}"),
+                },
+            }
+            let other = random.u64(0..KEYS);
+            if let Some(value) = table.look(&other, 0) {
+                assert_eq!(value >> 32, other, "seed {seed}");
+            }
+            assert!(table.weight() <= bound, "seed {seed}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let work = &work;
+            scope.spawn(move || work(thread));
+        }
+    });
+    table.check();
+    let counted = table.counters();
+    assert!(counted.evicted > 0 && counted.expired > 0 && counted.removed > 0);
+}

@@ -1,0 +1,296 @@
+//! How a cache behaves (about its entries) and how one call waits. Each option has one home.
+
+use std::time::Duration;
+
+use crate::clock::{Millis, millis};
+use crate::codec::Codec;
+use crate::error::{Error, Result};
+
+/// A server keeps entries without TTL this long; every write renews it.
+pub(crate) const NO_TTL_ON_SERVER: Duration = Duration::from_secs(30 * 24 * 3600);
+/// No lifetime is longer, so that sums of times cannot overflow: about 100 years.
+pub(crate) const LONGEST: Millis = 100 * 365 * 24 * 3600 * 1000;
+
+/// A length of time: a [`Duration`], or text such as `"1h 30m"`, `"250ms"` or `"7d"`.
+pub trait Span: sealed::Sealed {
+    /// The duration, or a sentence that says what is wrong with it.
+    #[doc(hidden)]
+    fn into_duration(self) -> Result<Duration, String>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for std::time::Duration {}
+    impl Sealed for &str {}
+}
+
+impl Span for Duration {
+    fn into_duration(self) -> Result<Duration, String> {
+        Ok(self)
+    }
+}
+
+impl Span for &str {
+    fn into_duration(self) -> Result<Duration, String> {
+        parse_span(self)
+    }
+}
+
+/// Reads a human duration; the error is a sentence for the person who typed it.
+pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|cause| {
+        format!("`{text}` is not a duration ({cause}); write for example \"1h 30m\" or \"250ms\"")
+    })
+}
+
+/// How much the memory tier of a cache may hold. Zero stores nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// At most this many entries.
+    Entries(u64),
+    /// At most this many bytes: keys, values and the table's own overhead.
+    Bytes(u64),
+}
+
+/// How the entries of one cache behave.
+///
+/// The builder, a TOML file and the environment all fill this one struct. With the feature
+/// `config` it implements `serde::Deserialize`; durations are then written as text (`"1h"`), and
+/// `ttl = "none"` means that entries never expire.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "config",
+    derive(serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+#[non_exhaustive]
+pub struct CacheOptions {
+    /// The schema version of the value type. Entries of other versions are never read. Default 1.
+    pub version: u32,
+    /// How long an entry is fresh. `None` is for ever. Zero stores nothing. Default 1 h.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span_or_none"))]
+    pub ttl: Option<Duration>,
+    /// The share of the TTL, 0 to 1, by which it is shortened at random, drawn once per fill, so
+    /// that entries filled together do not expire together. Default 0.
+    pub jitter: f64,
+    /// How long behind its TTL an entry is still served, while one load refreshes it in the
+    /// background. Default 0.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub grace: Duration,
+    /// How long behind its TTL an entry may stand in for a failed load. Never shorter than
+    /// `grace`. Default 0.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub stale_on_error: Duration,
+    /// After a failed load that a stale entry stood in for: how long that entry is served before
+    /// the next try. Default 5 s.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub error_throttle: Duration,
+    /// How long "there is no such value" is remembered. Default 0: not at all.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub negative_ttl: Duration,
+    /// How long the memory tier serves an entry before it asks the tiers below again. Default:
+    /// the shorter of the TTL and 60 s where a tier is shared with other processes, else the TTL.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
+    pub memory_ttl: Option<Duration>,
+    /// The bound of the memory tier in entries. At most one of the two bounds may be set.
+    pub capacity: Option<u64>,
+    /// The bound of the memory tier in bytes. Default 64 MiB.
+    pub capacity_bytes: Option<u64>,
+    /// How long a load may take. Past it the load no longer counts. Default 30 s.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub load_deadline: Duration,
+    /// How many loads of this cache run at once; more wait. Default 256.
+    pub load_concurrency: usize,
+    /// How many loads may wait for their turn; more fail as overloaded. Default 10,000.
+    pub load_queue: usize,
+    /// How long a lease in a shared tier lasts. A fill that comes later is refused, so it should
+    /// not be shorter than the load. Default: the load deadline and one second.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
+    pub lease: Option<Duration>,
+    /// How long a read waits for a load that another process is doing before it loads for
+    /// itself. Default 2 s.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub lease_wait: Duration,
+    /// The format of values in the tiers below memory. Default MessagePack.
+    pub codec: Codec,
+    /// Encoded values over this many bytes are compressed with lz4. Default 1,024.
+    pub compress_over: usize,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self {
+            version: 1,
+            ttl: Some(Duration::from_secs(3600)),
+            jitter: 0.0,
+            grace: Duration::ZERO,
+            stale_on_error: Duration::ZERO,
+            error_throttle: Duration::from_secs(5),
+            negative_ttl: Duration::ZERO,
+            memory_ttl: None,
+            capacity: None,
+            capacity_bytes: None,
+            load_deadline: Duration::from_secs(30),
+            load_concurrency: 256,
+            load_queue: 10_000,
+            lease: None,
+            lease_wait: Duration::from_secs(2),
+            codec: Codec::default(),
+            compress_over: 1024,
+        }
+    }
+}
+
+impl CacheOptions {
+    /// The bound of the memory tier; an error if both are set.
+    pub fn memory_capacity(&self) -> Result<Capacity> {
+        match (self.capacity, self.capacity_bytes) {
+            (Some(_), Some(_)) => Err(Error::config(
+                "capacity and capacity_bytes are both set; a cache is bounded by one of them",
+            )),
+            (Some(entries), None) => Ok(Capacity::Entries(entries)),
+            (None, bytes) => Ok(Capacity::Bytes(bytes.unwrap_or(64 << 20))),
+        }
+    }
+
+    /// Parses these options into what the engine works with.
+    pub(crate) fn check(&self) -> Result<Rules> {
+        if !(0.0..=1.0).contains(&self.jitter) {
+            let jitter = self.jitter;
+            return Err(Error::config(format!(
+                "jitter is {jitter}; it is a share of the TTL, from 0 to 1"
+            )));
+        }
+        if self.load_concurrency == 0 || self.load_concurrency > tokio::sync::Semaphore::MAX_PERMITS
+        {
+            return Err(Error::config(
+                "load_concurrency is out of range; at least one load must run",
+            ));
+        }
+        if self.load_deadline.is_zero() {
+            return Err(Error::config(
+                "load_deadline is zero; every load would fail",
+            ));
+        }
+        let lease = self
+            .lease
+            .unwrap_or(self.load_deadline.saturating_add(Duration::from_secs(1)));
+        Ok(Rules {
+            ttl: self.ttl.map_or(LONGEST, lifetime),
+            no_ttl: self.ttl.is_none(),
+            jitter: self.jitter,
+            grace: lifetime(self.grace),
+            stale: lifetime(self.grace.max(self.stale_on_error)),
+            error_throttle: lifetime(self.error_throttle),
+            negative_ttl: lifetime(self.negative_ttl),
+            memory_ttl: self.memory_ttl.map(lifetime),
+            load_deadline: self.load_deadline,
+            lease,
+            lease_wait: lifetime(self.lease_wait),
+            compress_over: self.compress_over,
+        })
+    }
+}
+
+/// [`CacheOptions`] after parsing: milliseconds, clamped so that sums cannot overflow.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub ttl: Millis,
+    pub no_ttl: bool,
+    pub jitter: f64,
+    pub grace: Millis,
+    pub stale: Millis,
+    pub error_throttle: Millis,
+    pub negative_ttl: Millis,
+    pub memory_ttl: Option<Millis>,
+    pub load_deadline: Duration,
+    pub lease: Duration,
+    pub lease_wait: Millis,
+    pub compress_over: usize,
+}
+
+/// A lifetime in milliseconds: zero stays zero, below one is one, and the longest is clamped.
+pub(crate) fn lifetime(duration: Duration) -> Millis {
+    match millis(duration) {
+        0 if !duration.is_zero() => 1,
+        length => length.min(LONGEST),
+    }
+}
+
+/// How one call reads and waits. Options about the entry are not here but in [`CacheOptions`]
+/// and `Loaded`, because callers that share one load share its entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) max_stale: Option<Duration>,
+    pub(crate) tiers: Tiers,
+}
+
+/// Which tiers a call looks in. Calls share a load with those that look in the same tiers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tiers {
+    /// Memory, then the tiers below it.
+    #[default]
+    All,
+    /// Memory alone; what is loaded is stored there alone.
+    Memory,
+    /// The tiers below memory alone: the answer is as new as they are.
+    Shared,
+}
+
+impl Read {
+    /// The way every call reads unless told otherwise.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long this caller waits. Past it the call fails, or serves what is stale; a load that
+    /// is running goes on for the others.
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Self {
+            deadline: Some(deadline),
+            ..self
+        }
+    }
+
+    /// How far behind its TTL an entry may be to be served to this caller.
+    pub fn max_stale(self, max_stale: Duration) -> Self {
+        Self {
+            max_stale: Some(max_stale),
+            ..self
+        }
+    }
+
+    /// Which tiers to look in.
+    pub fn tiers(self, tiers: Tiers) -> Self {
+        Self { tiers, ..self }
+    }
+}
+
+#[cfg(feature = "config")]
+mod text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, de::Error as _};
+
+    use super::parse_span;
+
+    pub(super) fn span<'de, D: Deserializer<'de>>(source: D) -> Result<Duration, D::Error> {
+        parse_span(&String::deserialize(source)?).map_err(D::Error::custom)
+    }
+
+    pub(super) fn optional_span<'de, D: Deserializer<'de>>(
+        source: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        span(source).map(Some)
+    }
+
+    pub(super) fn span_or_none<'de, D: Deserializer<'de>>(
+        source: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        match String::deserialize(source)?.as_str() {
+            "none" => Ok(None),
+            text => parse_span(text).map(Some).map_err(D::Error::custom),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Decisions about one entry, as pure functions: no I/O, no clock, no randomness.
+
+use std::time::Duration;
+
+use crate::clock::{Millis, millis};
+use crate::entry::Times;
+use crate::options::{LONGEST, Rules, lifetime};
+
+/// What a read does with the entry that memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Fresh: serve it.
+    Serve,
+    /// Within grace: serve it, and have one load refresh it in the background.
+    ServeAndRefresh,
+    /// Stale, and the last load failed a moment ago: serve it and leave the source alone.
+    ServeStale,
+    /// Look further. The entry may still stand in if everything else fails.
+    Fetch,
+    /// Look further, and never use the entry: the cache was cleared, or its time is over.
+    Forget,
+}
+
+/// Decides on an entry. `current` says whether the cache was not cleared since it was stored.
+pub(crate) fn decide(
+    times: &Times,
+    current: bool,
+    now: Millis,
+    max_stale: Option<Duration>,
+) -> Decision {
+    if !current {
+        return Decision::Forget;
+    }
+    if now < times.serve_until {
+        return Decision::Serve;
+    }
+    if now >= times.dies_at() {
+        return Decision::Forget;
+    }
+    if max_stale.is_some_and(|most| times.staleness(now) > millis(most)) {
+        return Decision::Fetch;
+    }
+    let throttled = now < times.retry_at;
+    if throttled {
+        Decision::ServeStale
+    } else if !times.is_fresh(now) && now < times.grace_until {
+        Decision::ServeAndRefresh
+    } else {
+        Decision::Fetch
+    }
+}
+
+/// Whether a stale entry may stand in for a load that failed.
+pub(crate) fn may_stand_in(times: &Times, now: Millis, max_stale: Option<Duration>) -> bool {
+    max_stale.is_none_or(|most| times.staleness(now) <= millis(most)) && now < times.dies_at()
+}
+
+/// How long an entry lives, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetimes {
+    pub fresh: Millis,
+    /// Behind `fresh`.
+    pub grace: Millis,
+    /// Behind `fresh`; never shorter than `grace`.
+    pub stale: Millis,
+}
+
+impl Lifetimes {
+    /// Of what is not stored.
+    pub(crate) const NONE: Self = Self {
+        fresh: 0,
+        grace: 0,
+        stale: 0,
+    };
+}
+
+/// What the loader said about lifetimes; it comes before the options of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    pub ttl: Option<Duration>,
+    pub grace: Option<Duration>,
+}
+
+/// The lifetimes of a new entry, or `None` if it is not to be stored.
+///
+/// `draw`, in 0 to 1, is the randomness of the jitter. Jitter only shortens, and never to zero.
+pub(crate) fn lifetimes(
+    rules: &Rules,
+    absent: bool,
+    wishes: Wishes,
+    draw: f64,
+) -> Option<Lifetimes> {
+    let by_rule = if absent {
+        rules.negative_ttl
+    } else {
+        rules.ttl
+    };
+    let ttl = wishes.ttl.map_or(by_rule, lifetime);
+    if ttl == 0 {
+        return None;
+    }
+    let shortened = if ttl == LONGEST {
+        ttl
+    } else {
+        shorten(ttl, rules.jitter * draw)
+    };
+    let (grace, stale) = match (absent, wishes.grace.map(lifetime)) {
+        (true, _) => (0, 0),
+        (false, Some(grace)) => (grace, grace.max(rules.stale)),
+        (false, None) => (rules.grace, rules.stale),
+    };
+    Some(Lifetimes {
+        fresh: shortened.max(1),
+        grace,
+        stale,
+    })
+}
+
+fn shorten(ttl: Millis, share: f64) -> Millis {
+    // The cast saturates, and the product of two non-negative numbers is not negative.
+    ttl.saturating_sub((ttl as f64 * share) as Millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::CacheOptions;
+
+    fn times() -> Times {
+        Times {
+            created: 0,
+            serve_until: 50,
+            fresh_until: 100,
+            grace_until: 200,
+            stale_until: 300,
+            retry_at: 0,
+        }
+    }
+
+    #[test]
+    fn each_span_of_an_entrys_life_has_its_decision() {
+        use Decision::*;
+        for (now, expected) in [
+            (0, Serve),
+            (49, Serve),
+            (50, Fetch),
+            (99, Fetch),
+            (100, ServeAndRefresh),
+            (199, ServeAndRefresh),
+            (200, Fetch),
+            (299, Fetch),
+            (300, Forget),
+        ] {
+            assert_eq!(decide(&times(), true, now, None), expected, "at {now}");
+            assert_eq!(
+                decide(&times(), false, now, None),
+                Forget,
+                "cleared, at {now}"
+            );
+        }
+    }
+
+    #[test]
+    fn after_a_failed_load_stale_entries_are_served_until_the_next_try() {
+        let throttled = Times {
+            retry_at: 250,
+            ..times()
+        };
+        assert_eq!(decide(&throttled, true, 150, None), Decision::ServeStale);
+        assert_eq!(decide(&throttled, true, 249, None), Decision::ServeStale);
+        assert_eq!(decide(&throttled, true, 250, None), Decision::Fetch);
+    }
+
+    #[test]
+    fn a_caller_may_refuse_what_is_too_stale() {
+        let most = Some(Duration::from_millis(20));
+        assert_eq!(decide(&times(), true, 120, most), Decision::ServeAndRefresh);
+        assert_eq!(decide(&times(), true, 121, most), Decision::Fetch);
+        assert!(may_stand_in(&times(), 120, most));
+        assert!(!may_stand_in(&times(), 121, most));
+    }
+
+    fn rules(change: impl FnOnce(&mut CacheOptions)) -> Rules {
+        let mut options = CacheOptions::default();
+        change(&mut options);
+        options.check().unwrap()
+    }
+
+    #[test]
+    fn jitter_only_shortens_and_never_to_nothing() {
+        let rules = rules(|o| {
+            o.ttl = Some(Duration::from_millis(1000));
+            o.jitter = 1.0;
+        });
+        let fresh = |draw| {
+            lifetimes(&rules, false, Wishes::default(), draw)
+                .unwrap()
+                .fresh
+        };
+        assert_eq!((fresh(0.0), fresh(0.25), fresh(1.0)), (1000, 750, 1));
+    }
+
+    #[test]
+    fn zero_is_not_stored_a_fraction_is_a_millisecond_and_the_longest_is_clamped() {
+        let ttl = |ttl| Wishes {
+            ttl: Some(ttl),
+            ..Wishes::default()
+        };
+        let rules = rules(|_| {});
+        assert_eq!(lifetimes(&rules, false, ttl(Duration::ZERO), 0.0), None);
+        assert_eq!(lifetimes(&rules, true, Wishes::default(), 0.0), None);
+        let fresh = |wish| lifetimes(&rules, false, wish, 0.5).unwrap().fresh;
+        assert_eq!(fresh(ttl(Duration::from_nanos(1))), 1);
+        assert_eq!(fresh(ttl(Duration::MAX)), LONGEST);
+    }
+}

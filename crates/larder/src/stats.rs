@@ -1,0 +1,169 @@
+//! Counters of one cache, striped over threads so that counting a hit costs no shared cache line.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// What is counted. Each read ends as exactly one of the kinds that [`CacheStats`] calls reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Count {
+    HitMemory,
+    HitTier,
+    StaleServed,
+    Miss,
+    ReadFailed,
+    Load,
+    LoadFailed,
+    LoadMillis,
+    Shared,
+    Refresh,
+    StoodIn,
+    Fenced,
+    Rejected,
+    TooLarge,
+    EncodeFailed,
+    Write,
+    Invalidation,
+}
+
+const KINDS: usize = Count::Invalidation as usize + 1;
+const STRIPES: usize = 16;
+
+/// One stripe, on cache lines of its own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Stripe([AtomicU64; KINDS]);
+
+/// The counters of one cache.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    stripes: Box<[Stripe]>,
+}
+
+impl Counters {
+    pub(crate) fn new() -> Self {
+        let stripe = || Stripe([const { AtomicU64::new(0) }; KINDS]);
+        Self {
+            stripes: (0..STRIPES).map(|_| stripe()).collect(),
+        }
+    }
+
+    pub(crate) fn one(&self, kind: Count) {
+        self.add(kind, 1);
+    }
+
+    pub(crate) fn add(&self, kind: Count, amount: u64) {
+        self.stripes[stripe_of_thread()].0[kind as usize].fetch_add(amount, Relaxed);
+    }
+
+    fn sum(&self, kind: Count) -> u64 {
+        self.stripes
+            .iter()
+            .map(|stripe| stripe.0[kind as usize].load(Relaxed))
+            .sum()
+    }
+
+    pub(crate) fn snapshot(&self) -> CacheStats {
+        CacheStats {
+            hits_memory: self.sum(Count::HitMemory),
+            hits_tiers: self.sum(Count::HitTier),
+            stale: self.sum(Count::StaleServed),
+            misses: self.sum(Count::Miss),
+            failed: self.sum(Count::ReadFailed),
+            loads: self.sum(Count::Load),
+            load_errors: self.sum(Count::LoadFailed),
+            load_millis: self.sum(Count::LoadMillis),
+            shared_loads: self.sum(Count::Shared),
+            refreshes: self.sum(Count::Refresh),
+            stood_in: self.sum(Count::StoodIn),
+            fenced: self.sum(Count::Fenced),
+            rejected: self.sum(Count::Rejected),
+            too_large: self.sum(Count::TooLarge),
+            encode_errors: self.sum(Count::EncodeFailed),
+            writes: self.sum(Count::Write),
+            invalidations: self.sum(Count::Invalidation),
+            ..CacheStats::default()
+        }
+    }
+}
+
+/// The stripe of this thread: threads take them in turn.
+fn stripe_of_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    MINE.with(|mine| {
+        if mine.get() == usize::MAX {
+            mine.set(NEXT.fetch_add(1, Relaxed) % STRIPES);
+        }
+        mine.get()
+    })
+}
+
+/// What one cache did since it was built. All counts are totals.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheStats {
+    /// Reads answered fresh from memory.
+    pub hits_memory: u64,
+    /// Reads answered fresh from a tier below memory. [`crate::TierStats`] has them per tier.
+    pub hits_tiers: u64,
+    /// Reads answered with a stale value.
+    pub stale: u64,
+    /// Reads that needed the loader, or that found nothing.
+    pub misses: u64,
+    /// Reads that ended in an error.
+    pub failed: u64,
+    /// Loads that ended, well or not. A batch load counts each of its keys.
+    pub loads: u64,
+    /// Loads that ended in an error, a panic or past their deadline.
+    pub load_errors: u64,
+    /// The time spent in loads, in milliseconds.
+    pub load_millis: u64,
+    /// Reads that waited for a load or a tier read that another caller had begun.
+    pub shared_loads: u64,
+    /// Loads in the background, while the stale value was served.
+    pub refreshes: u64,
+    /// Loads that failed and that a stale value stood in for.
+    pub stood_in: u64,
+    /// Fills and writes that were not stored because an invalidation or another write came first.
+    pub fenced: u64,
+    /// Values from a tier that were not readable: corrupt, foreign, of another version or key.
+    pub rejected: u64,
+    /// Values over the limit of a tier or heavier than the memory bound. Stored where they fit.
+    pub too_large: u64,
+    /// Values that their codec could not encode. Stored in memory alone.
+    pub encode_errors: u64,
+    /// Calls of `set`.
+    pub writes: u64,
+    /// Calls of `invalidate`, `expire` and `clear`.
+    pub invalidations: u64,
+    /// Entries in memory now, dead ones that were not swept yet included.
+    pub entries: u64,
+    /// The weight of the entries in memory now: bytes, or entries where those are the bound.
+    pub weight: u64,
+    /// The bound on `weight`.
+    pub bound: u64,
+    /// Entries that memory dropped to stay within its bound.
+    pub evictions: u64,
+    /// Entries that memory dropped because their time was over.
+    pub expirations: u64,
+}
+
+impl CacheStats {
+    /// How many reads there were.
+    pub fn reads(&self) -> u64 {
+        self.hits_memory + self.hits_tiers + self.stale + self.misses + self.failed
+    }
+
+    /// The share of reads that no loader had to answer, from 0 to 1; `None` without reads.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let hits = self.hits_memory + self.hits_tiers + self.stale;
+        (self.reads() > 0).then(|| hits as f64 / self.reads() as f64)
+    }
+
+    /// The mean time of a load in milliseconds; `None` without loads.
+    pub fn mean_load_millis(&self) -> Option<f64> {
+        (self.loads > 0).then(|| self.load_millis as f64 / self.loads as f64)
+    }
+}
