@@ -1,0 +1,296 @@
+use std::future::{Future, pending, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
+
+use larder::clock::BoxFuture;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::options::Plan;
+
+/// Commands that are sent together and answered in their order, one reply each.
+pub(crate) struct Batch {
+    commands: Pipeline,
+    payload_bytes: usize,
+}
+
+/// What is written counts as one more command in flight for every so many bytes.
+const BYTES_PER_PLACE: usize = 16 << 10;
+
+impl Batch {
+    pub(crate) fn of(commands: impl ExactSizeIterator<Item = Cmd>) -> Self {
+        let mut batch = Self {
+            commands: Pipeline::with_capacity(commands.len()),
+            payload_bytes: 0,
+        };
+        for command in commands {
+            batch.commands.add_command(command);
+        }
+        batch
+    }
+
+    pub(crate) fn one(command: Cmd) -> Self {
+        Self::of(std::iter::once(command))
+    }
+
+    /// Says that the commands carry so many bytes of values.
+    pub(crate) fn carrying(self, payload_bytes: usize) -> Self {
+        Self {
+            payload_bytes,
+            ..self
+        }
+    }
+
+    fn places(&self) -> usize {
+        self.commands.len() + self.payload_bytes / BYTES_PER_PLACE
+    }
+}
+
+/// How a server knows a connection.
+///
+/// A connection that was given up may still have a write under way, in the network or in the
+/// buffers of a server that stands still. If it arrived after an invalidation that was sent on the
+/// next connection, it would bring an old value back. So the next connection has the server drop
+/// the old one, and all that still comes on it, before it carries any command.
+///
+/// The address is named beside the id because ids start anew when a server does, and nobody
+/// else's connection may be hit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    id: u64,
+    address: SocketAddr,
+}
+
+impl Identity {
+    /// Reads the answer to CLIENT INFO: `id=7 addr=127.0.0.1:40000 ...`. Connections over a Unix
+    /// socket have no address of their own, hence no identity.
+    fn parse(info: &str) -> Option<Self> {
+        let field = |name: &str| info.split(' ').find_map(|field| field.strip_prefix(name));
+        Some(Self {
+            id: field("id=")?.parse().ok()?,
+            address: field("addr=")?.parse().ok()?,
+        })
+    }
+}
+
+/// Makes a connection, has the server forget `ghost`, and asks it who we are. Servers before 6.2
+/// cannot say, and users may be forbidden to ask; they go without.
+async fn connect(
+    plan: &Plan,
+    ghost: Option<Identity>,
+) -> RedisResult<(MultiplexedConnection, Option<Identity>)> {
+    let mut connection = plan
+        .client
+        .get_multiplexed_async_connection_with_config(&plan.config)
+        .await?;
+    let mut commands = Pipeline::new();
+    if let Some(Identity { id, address }) = ghost {
+        let kill = commands.cmd("CLIENT").arg("KILL");
+        kill.arg("ID").arg(id);
+        kill.arg("ADDR").arg(address.to_string());
+    }
+    commands.cmd("CLIENT").arg("INFO");
+    let count = commands.len();
+    let replies = connection.send_packed_commands(&commands, 0, count).await?;
+    let identity = match replies.last() {
+        Some(Value::BulkString(info)) => Identity::parse(&String::from_utf8_lossy(info)),
+        Some(Value::VerbatimString { text, .. }) => Identity::parse(text),
+        _ => None,
+    };
+    Ok((connection, identity))
+}
+
+/// One connection while it lasts.
+///
+/// A caller may go away at any time, and does when its budget is spent; its command is then still
+/// on the way. The place it took in the count of commands in flight stays taken until the answer
+/// came, so that a server which does not answer is not sent ever more.
+pub(crate) struct Link {
+    connection: MultiplexedConnection,
+    identity: Option<Identity>,
+    /// Where commands are waited for whose callers went away.
+    runtime: Handle,
+    max_in_flight: u32,
+    places: Arc<Semaphore>,
+    /// How many of the places belong to callers that went away.
+    abandoned: AtomicUsize,
+    /// Grows with every answer: what tells a slow command from a dead connection.
+    answers: AtomicU64,
+    given_up: watch::Sender<bool>,
+}
+
+/// Why a batch has no replies.
+pub(crate) enum Trouble {
+    /// It was not sent: too many commands wait for a server that does not answer.
+    Crowded,
+    /// It was perhaps sent.
+    Failed(RedisError),
+}
+
+type Exchange = BoxFuture<'static, RedisResult<Vec<Value>>>;
+
+impl Link {
+    /// Connects, and has the server forget `ghost` before anything else is sent.
+    pub(crate) async fn open(plan: &Plan, ghost: Option<Identity>) -> RedisResult<Self> {
+        let patience = plan.options.connect_timeout;
+        let (connection, identity) = tokio::time::timeout(patience, connect(plan, ghost))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let max_in_flight = plan.options.max_in_flight;
+        Ok(Self {
+            connection,
+            identity,
+            runtime: Handle::current(),
+            max_in_flight,
+            places: Arc::new(Semaphore::new(max_in_flight as usize)),
+            abandoned: AtomicUsize::new(0),
+            answers: AtomicU64::new(0),
+            given_up: watch::Sender::new(false),
+        })
+    }
+
+    /// How the server knows this connection, if it says so.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Whether it broke, or stopped answering for good: nothing should be sent on it any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        *self.given_up.borrow()
+    }
+
+    /// Whether it ever brought an answer.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answers.load(Relaxed) > 0
+    }
+
+    /// Ends what still waits for answers behind callers that went away.
+    pub(crate) fn give_up(&self) {
+        self.given_up.send_replace(true);
+    }
+
+    /// Sends the commands and waits for their replies. A server's error is a reply.
+    pub(crate) async fn exchange(
+        self: &Arc<Self>,
+        batch: Arc<Batch>,
+    ) -> Result<Vec<Value>, Trouble> {
+        let taken = self.take_places(batch.places()).await?;
+        let places = taken.num_permits();
+        let flight = Flight {
+            exchange: Box::pin(Arc::clone(self).send(batch, taken)),
+            places,
+            link: self,
+            landed: false,
+        };
+        flight.land().await.map_err(Trouble::Failed)
+    }
+
+    async fn send(
+        self: Arc<Self>,
+        batch: Arc<Batch>,
+        _until_answered: OwnedSemaphorePermit,
+    ) -> RedisResult<Vec<Value>> {
+        let answers = self.answers.load(Relaxed);
+        let mut connection = self.connection.clone();
+        let count = batch.commands.len();
+        let replies = connection
+            .send_packed_commands(&batch.commands, 0, count)
+            .await;
+        self.learn(&replies, answers);
+        replies
+    }
+
+    fn learn(&self, replies: &RedisResult<Vec<Value>>, answers_before: u64) {
+        match replies {
+            Ok(_) => {
+                self.answers.fetch_add(1, Relaxed);
+            }
+            // Others were answered meanwhile: this command alone is slow.
+            Err(error) if error.is_timeout() && self.answers.load(Relaxed) != answers_before => {}
+            Err(_) => self.give_up(),
+        }
+    }
+
+    async fn take_places(&self, wanted: usize) -> Result<OwnedSemaphorePermit, Trouble> {
+        let wanted =
+            u32::try_from(wanted).map_or(self.max_in_flight, |n| n.min(self.max_in_flight));
+        if let Ok(taken) = Arc::clone(&self.places).try_acquire_many_owned(wanted) {
+            return Ok(taken);
+        }
+        // A burst of callers that all wait for an answer is worth waiting for. Places that are
+        // taken by callers long gone are not: the server has stopped answering.
+        if self.abandoned.load(Relaxed) >= self.max_in_flight as usize / 2 {
+            return Err(Trouble::Crowded);
+        }
+        let taken = Arc::clone(&self.places).acquire_many_owned(wanted).await;
+        taken.map_err(|_never_closed| Trouble::Crowded)
+    }
+
+    /// Waits for the answer in the place of a caller that went away.
+    fn abandon(self: &Arc<Self>, mut exchange: Exchange, places: usize) {
+        let link = Arc::clone(self);
+        link.abandoned.fetch_add(places, Relaxed);
+        self.runtime.spawn(async move {
+            let mut given_up = link.given_up.subscribe();
+            let mut given_up = pin!(given_up.wait_for(|given_up| *given_up));
+            poll_fn(|context| {
+                let answered = exchange.as_mut().poll(context).is_ready();
+                match answered || given_up.as_mut().poll(context).is_ready() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+            link.abandoned.fetch_sub(places, Relaxed);
+        });
+    }
+}
+
+/// A batch on its way. Dropped before it landed, it goes on in a task of its own.
+struct Flight<'a> {
+    exchange: Exchange,
+    places: usize,
+    link: &'a Arc<Link>,
+    landed: bool,
+}
+
+impl Flight<'_> {
+    async fn land(mut self) -> RedisResult<Vec<Value>> {
+        let replies = (&mut self.exchange).await;
+        self.landed = true;
+        replies
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if !self.landed {
+            // Boxing a future without fields does not allocate.
+            let exchange = std::mem::replace(&mut self.exchange, Box::pin(pending()));
+            self.link.abandon(exchange, self.places);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_knows_itself_by_id_and_address() {
+        let info = "id=7 addr=127.0.0.1:40000 laddr=127.0.0.1:6379 fd=8 name= user=default\n";
+        let identity = Identity::parse(info).unwrap();
+        assert_eq!(identity.id, 7);
+        assert_eq!(identity.address.to_string(), "127.0.0.1:40000");
+        let unix = "id=8 addr=/run/redis.sock:0 laddr=/run/redis.sock:0 fd=9";
+        for other in ["", "id=7", "id=x addr=127.0.0.1:1", unix] {
+            assert_eq!(Identity::parse(other), None, "{other}");
+        }
+    }
+}
