@@ -1,0 +1,35 @@
+//! `bench`: what is measured and never asserted.
+
+use crate::command::{Bench, Depth, Report};
+use crate::workspace::{Workspace, run as run_command};
+use crate::{budgets, provision};
+
+/// Takes the measurements asked for. The benchmarks print their own tables; the figures of the
+/// budgets are returned.
+pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<String, String> {
+    if let Some(report) = what.read_path {
+        read_path(workspace, report)?;
+    }
+    what.budgets
+        .map_or(Ok(String::new()), |depth| build_budgets(workspace, depth))
+}
+
+fn read_path(workspace: &Workspace, report: Report) -> Result<(), String> {
+    provision::servers(workspace)?;
+    let mut bench = workspace.cargo("run --release --quiet --manifest-path bench/Cargo.toml");
+    bench.args(["--bin", "read-path", "--"]);
+    if report == Report::Write {
+        bench
+            .arg("--write")
+            .arg(workspace.path("docs/benchmarks.md"));
+    }
+    run_command(&mut bench)
+}
+
+fn build_budgets(workspace: &Workspace, depth: Depth) -> Result<String, String> {
+    let mut lines = vec![budgets::tree(workspace)?, budgets::cold_check(workspace)?];
+    if depth == Depth::Demo {
+        lines.push(budgets::cold_demo(workspace)?);
+    }
+    Ok(lines.join("\n"))
+}

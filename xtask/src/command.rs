@@ -1,0 +1,219 @@
+//! What the arguments ask for.
+
+/// What `--help` prints.
+pub(crate) const HELP: &str = "\
+cargo xtask <command>
+
+  provision             install what the tests need (Debian and Ubuntu packages, as root or by
+                        sudo; cargo-deny from crates.io into target/tools)
+  test [NAME]...        provision, then format, lints, documentation, dependencies, layers,
+                        budgets, unit and integration tests, doc tests, and the benchmarks'
+                        own lints and tests. With NAME: only tests whose names contain it
+  bench                 both of the following
+  bench read-path       larder beside hand-written moka + redis-rs, and beside a bare GET
+        --write         also write the figures to docs/benchmarks.md
+  bench budgets         crates in larder's tree and its cold check
+        --demo          also the cold release build of the demo up to its first figures
+  help                  this text
+";
+
+const COMMANDS: [&str; 4] = ["provision", "test", "bench", "help"];
+const BENCHES: [&str; 2] = ["read-path", "budgets"];
+
+/// A command line, checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Print [`HELP`].
+    Help,
+    /// Install what the tests need.
+    Provision,
+    /// Run every check, or only the tests that match.
+    Test {
+        /// Passed through to the test programs; empty for everything.
+        filter: Vec<String>,
+    },
+    /// Measure.
+    Bench(Bench),
+}
+
+/// Which measurements to take.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Bench {
+    /// The read path beside its rivals.
+    pub(crate) read_path: Option<Report>,
+    /// The build budgets.
+    pub(crate) budgets: Option<Depth>,
+}
+
+/// Where the figures of the read path go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// To the terminal.
+    Print,
+    /// To the terminal and to docs/benchmarks.md.
+    Write,
+}
+
+/// How many of the build budgets are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Those of the `larder` crate.
+    Library,
+    /// Those, and the cold build of the demo, which takes minutes.
+    Demo,
+}
+
+impl Command {
+    /// Reads the arguments behind `cargo xtask`; the error is what to tell the user.
+    pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let arguments: Vec<String> = arguments.collect();
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            [] => Err(format!("which command?\n\n{HELP}")),
+            // Help is answered wherever it stands, so that `test --help` tests nothing.
+            words if words.iter().any(|word| matches!(*word, "--help" | "-h")) => Ok(Self::Help),
+            ["help"] => Ok(Self::Help),
+            ["provision"] => Ok(Self::Provision),
+            ["test", filter @ ..] => Self::test(filter),
+            ["bench", rest @ ..] => Bench::parse(rest).map(Self::Bench),
+            ["help" | "provision", extra, ..] => Err(unexpected(extra)),
+            [unknown, ..] => Err(did_you_mean("command", unknown, &COMMANDS)),
+        }
+    }
+
+    fn test(filter: &[&str]) -> Result<Self, String> {
+        if let Some(option) = filter.iter().find(|word| word.starts_with('-')) {
+            return Err(unexpected(option));
+        }
+        Ok(Self::Test {
+            filter: filter.iter().map(ToString::to_string).collect(),
+        })
+    }
+}
+
+impl Bench {
+    fn parse(words: &[&str]) -> Result<Self, String> {
+        let (which, options) = match words {
+            [which, options @ ..] if !which.starts_with('-') => (Some(*which), options),
+            options => (None, options),
+        };
+        if let Some(unknown) = which.filter(|which| !BENCHES.contains(which)) {
+            return Err(did_you_mean("benchmark", unknown, &BENCHES));
+        }
+        let mut bench = Self {
+            read_path: (which != Some("budgets")).then_some(Report::Print),
+            budgets: (which != Some("read-path")).then_some(Depth::Library),
+        };
+        for option in options {
+            bench.accept(option)?;
+        }
+        Ok(bench)
+    }
+
+    fn accept(&mut self, option: &str) -> Result<(), String> {
+        match (option, &mut self.read_path, &mut self.budgets) {
+            ("--write", Some(report), _) => *report = Report::Write,
+            ("--demo", _, Some(depth)) => *depth = Depth::Demo,
+            _ => return Err(unexpected(option)),
+        }
+        Ok(())
+    }
+}
+
+fn unexpected(word: &str) -> String {
+    format!("unexpected argument `{word}`; `cargo xtask --help` lists what there is")
+}
+
+fn did_you_mean(what: &str, unknown: &str, known: &[&str]) -> String {
+    let nearest = known.iter().min_by_key(|name| distance(unknown, name));
+    match nearest {
+        Some(name) if distance(unknown, name) <= name.len() / 2 => {
+            format!("unknown {what} `{unknown}`; did you mean `{name}`?")
+        }
+        _ => format!("unknown {what} `{unknown}`; there is {}", known.join(", ")),
+    }
+}
+
+/// How many characters must be inserted, removed or replaced to make `a` into `b` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        Command::parse(line.split_whitespace().map(str::to_string))
+    }
+
+    #[test]
+    fn an_unknown_command_is_answered_with_the_nearest_one() {
+        assert_eq!(
+            parse("tset"),
+            Err("unknown command `tset`; did you mean `test`?".into())
+        );
+        assert_eq!(
+            parse("bench read-pth"),
+            Err("unknown benchmark `read-pth`; did you mean `read-path`?".into())
+        );
+        assert!(
+            parse("xyzzy")
+                .unwrap_err()
+                .contains("there is provision, test, bench, help")
+        );
+    }
+
+    #[test]
+    fn help_wins_over_everything_else() {
+        assert_eq!(parse("test --help"), Ok(Command::Help));
+        assert_eq!(parse("-h"), Ok(Command::Help));
+    }
+
+    #[test]
+    fn a_filter_passes_through_and_an_option_does_not() {
+        let filter = vec!["fence".into(), "lease".into()];
+        assert_eq!(parse("test fence lease"), Ok(Command::Test { filter }));
+        assert!(parse("test --quick").unwrap_err().contains("`--quick`"));
+    }
+
+    #[test]
+    fn an_option_is_refused_where_it_would_do_nothing() {
+        let bench = |read_path, budgets| Ok(Command::Bench(Bench { read_path, budgets }));
+        assert_eq!(
+            parse("bench"),
+            bench(Some(Report::Print), Some(Depth::Library))
+        );
+        assert_eq!(
+            parse("bench --write"),
+            bench(Some(Report::Write), Some(Depth::Library))
+        );
+        assert_eq!(
+            parse("bench read-path --write"),
+            bench(Some(Report::Write), None)
+        );
+        assert_eq!(
+            parse("bench budgets --demo"),
+            bench(None, Some(Depth::Demo))
+        );
+        assert!(parse("bench budgets --write").is_err());
+        assert!(parse("bench read-path --demo").is_err());
+    }
+
+    #[test]
+    fn distance_counts_single_character_edits() {
+        assert_eq!(distance("test", "test"), 0);
+        assert_eq!(distance("tst", "test"), 1);
+        assert_eq!(distance("", "help"), 4);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}
