@@ -21,7 +21,7 @@ struct Layer {
 /// Tests of every crate may use the test kit, and each crate tests itself.
 const FOR_TESTS: &str = "larder-testkit";
 
-const LAYERS: [Layer; 6] = [
+const LAYERS: [Layer; 7] = [
     Layer {
         name: "larder",
         uses: &[],
@@ -51,13 +51,24 @@ const LAYERS: [Layer; 6] = [
         knows_nothing_of: &["axum", "clap", "http", "hyper", "redis", "sqlx"],
     },
     Layer {
+        name: "larder-sql",
+        uses: &["larder"],
+        knows_nothing_of: &["axum", "clap", "fjall", "http", "hyper", "openssl", "redis"],
+    },
+    Layer {
         name: "larder-testkit",
         uses: &["larder"],
         knows_nothing_of: &["axum", "clap", "fjall", "hyper", "redis", "sqlx"],
     },
     Layer {
         name: "larder-server",
-        uses: &["larder", "larder-disk", "larder-redis", "larder-testkit"],
+        uses: &[
+            "larder",
+            "larder-disk",
+            "larder-redis",
+            "larder-sql",
+            "larder-testkit",
+        ],
         knows_nothing_of: &["native-tls", "openssl", "rusqlite"],
     },
     Layer {

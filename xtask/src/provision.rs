@@ -1,6 +1,6 @@
 //! The programs that tests need and Cargo does not bring.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::workspace::{Workspace, read, run};
@@ -14,16 +14,31 @@ struct Program {
     /// The system service that the package brings and that nothing here uses.
     service: &'static str,
     elsewhere: &'static str,
+    /// Where the package puts it, if that is not on `PATH`: a folder for each version, with the
+    /// program in `bin`.
+    versions: Option<&'static str>,
 }
 
 /// What the tests of today start.
-const PROGRAMS: [Program; 1] = [Program {
-    name: "redis-server",
-    wanted_by: "the tests of the Redis tier",
-    package: "redis-server",
-    service: "redis-server",
-    elsewhere: "Fedora: dnf install redis; Alpine: apk add redis; macOS: brew install redis",
-}];
+const PROGRAMS: [Program; 2] = [
+    Program {
+        name: "redis-server",
+        wanted_by: "the tests of the Redis tier",
+        package: "redis-server",
+        service: "redis-server",
+        elsewhere: "Fedora: dnf install redis; Alpine: apk add redis; macOS: brew install redis",
+        versions: None,
+    },
+    Program {
+        name: "postgres",
+        wanted_by: "the tests of the change feed",
+        package: "postgresql",
+        service: "postgresql",
+        elsewhere: "Fedora: dnf install postgresql-server; Alpine: apk add postgresql; \
+                    macOS: brew install postgresql",
+        versions: Some("/usr/lib/postgresql"),
+    },
+];
 
 /// Installs the packages named behind the first argument without starting their services.
 ///
@@ -62,15 +77,15 @@ pub(crate) fn for_tests(workspace: &Workspace) -> Result<String, String> {
 
 /// Installs the servers that tests and benchmarks start.
 pub(crate) fn servers(workspace: &Workspace) -> Result<String, String> {
-    let missing: Vec<&Program> = PROGRAMS.iter().filter(|p| !on_path(p.name)).collect();
+    let missing: Vec<&Program> = PROGRAMS.iter().filter(|p| !is_installed(p)).collect();
     if !missing.is_empty() {
         install(workspace, &missing).map_err(|why| explain(&missing, &why))?;
     }
-    let still: Vec<&Program> = PROGRAMS.iter().filter(|p| !on_path(p.name)).collect();
+    let still: Vec<&Program> = PROGRAMS.iter().filter(|p| !is_installed(p)).collect();
     if !still.is_empty() {
         return Err(explain(
             &still,
-            "the package was installed, yet PATH does not lead to it",
+            "the package was installed, yet the program is not where it should be",
         ));
     }
     Ok(PROGRAMS.map(|program| program.name).join(", "))
@@ -145,6 +160,17 @@ fn cargo_deny(workspace: &Workspace) -> Result<(), String> {
     std::fs::remove_dir_all(&build).map_err(|error| format!("{}: {error}", build.display()))
 }
 
+/// Whether the test kit will find `program`.
+fn is_installed(program: &Program) -> bool {
+    let below = |versions| in_a_version(Path::new(versions), program.name);
+    on_path(program.name) || program.versions.is_some_and(below)
+}
+
+fn in_a_version(versions: &Path, program: &str) -> bool {
+    let mut folders = std::fs::read_dir(versions).into_iter().flatten().flatten();
+    folders.any(|folder| folder.path().join("bin").join(program).is_file())
+}
+
 fn on_path(program: &str) -> bool {
     let Some(path) = std::env::var_os("PATH") else {
         return false;
@@ -156,7 +182,6 @@ fn on_path(program: &str) -> bool {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     use super::*;
 
@@ -231,6 +256,17 @@ apt-get install --yes --no-install-recommends some-server guarded
         fs::write(&policy, "the machine's own").unwrap();
         assert!(install_in(&folder.0, "true").0);
         assert_eq!(fs::read_to_string(policy).unwrap(), "the machine's own");
+    }
+
+    #[test]
+    fn a_program_is_found_in_the_folder_of_any_version() {
+        let folder = Folder::new("versions");
+        assert!(!in_a_version(&folder.0, "postgres"));
+        fs::create_dir_all(folder.0.join("15/bin")).unwrap();
+        assert!(!in_a_version(&folder.0, "postgres"));
+        fs::write(folder.0.join("15/bin/postgres"), "").unwrap();
+        assert!(in_a_version(&folder.0, "postgres"));
+        assert!(!in_a_version(&folder.0.join("nowhere"), "postgres"));
     }
 
     #[test]

@@ -49,6 +49,7 @@ async fn churn() -> Result<(), Box<dyn Error + Send + Sync>> {
             key: key(if ascending { n } else { rng.u64(..keys) }),
             value: value(&mut rng, value_bytes),
             ttl: Duration::from_secs(3600),
+            tags: None,
         };
         let writes = [write];
         let outcome = set.take(disk.set(&writes)).await;
@@ -98,10 +99,9 @@ fn value(rng: &mut fastrand::Rng, len: usize) -> Bytes {
     rng.fill(&mut value);
     let header = Header {
         fill_id: [1; 16],
-        lease: None,
-        lease_until: 0,
         fresh_until: u64::MAX,
         stale_until: u64::MAX,
+        ..Header::minimum(0)
     };
     value[..Header::LEN].copy_from_slice(&header.to_bytes());
     value.into()

@@ -1,12 +1,16 @@
-//! Making room: the hand that evicts, and the sweep that removes what expired.
+//! Making room: the hand that evicts, and the reaper that removes what expired.
 //!
 //! Eviction is SIEVE (Zhang et al., NSDI 2024): a hand moves from the oldest entry to the newest
 //! and around, evicts what was not read since it came by last, and leaves the rest where it is.
 //! Entries stand in the order of their writing, which the tree keeps in records of their own, so
 //! the hand reads keys and sizes only, and the order survives a restart; which entries were read
 //! does not.
+//!
+//! Counters and tag records stand in the same order. Whatever uses one marks it as read, so the hand
+//! spares them as long as values under them come and go.
 
 use std::collections::VecDeque;
+use std::ops::Add;
 
 use larder::clock::Millis;
 
@@ -21,14 +25,15 @@ const AHEAD: usize = 256;
 /// How many entries are evicted in one batch.
 const VICTIMS: usize = 64;
 
-/// How many entries the hand may spare for one that is stored; then it evicts regardless.
+/// How many entries the hand may spare for one that is stored; then it evicts regardless. Small
+/// records, on which many entries depend, go regardless only after twice as many.
 const MAX_SPARED: usize = 4_096;
 
 /// By how much the first order record moves on before that is written down.
 const FIRST_STEP: Sequence = 10_000;
 
 /// How many order records one look at expired entries covers.
-const SWEEP: usize = 512;
+const REAP: usize = 512;
 
 /// The hand of eviction.
 #[derive(Debug, Default)]
@@ -43,7 +48,7 @@ pub(crate) struct Hand {
 
 /// The search for expired entries: passes over all order records, in small steps.
 #[derive(Debug)]
-pub(crate) struct Sweep {
+pub(crate) struct Reaper {
     at: Sequence,
     /// No entry that the last full pass saw, and none written since, expires before this.
     earliest: Millis,
@@ -51,7 +56,7 @@ pub(crate) struct Sweep {
     seen: Millis,
 }
 
-impl Default for Sweep {
+impl Default for Reaper {
     fn default() -> Self {
         Self {
             at: 0,
@@ -61,7 +66,7 @@ impl Default for Sweep {
     }
 }
 
-impl Sweep {
+impl Reaper {
     /// Takes note of the deadline of an entry.
     pub(crate) fn expect(&mut self, deadline: Millis) {
         self.earliest = self.earliest.min(deadline);
@@ -80,20 +85,53 @@ impl Sweep {
     }
 }
 
+/// Room for entries, in the units of both limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Need {
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+}
+
+impl Need {
+    pub(crate) const NONE: Self = Self {
+        bytes: 0,
+        entries: 0,
+    };
+
+    /// What one entry takes.
+    pub(crate) fn entry(key_len: usize, value_len: usize) -> Self {
+        Self {
+            bytes: record::entry_bytes(key_len, value_len),
+            entries: 1,
+        }
+    }
+
+    fn less(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            entries: self.entries.saturating_sub(other.entries),
+        }
+    }
+}
+
+impl Add for Need {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            entries: self.entries.saturating_add(other.entries),
+        }
+    }
+}
+
 impl Writer {
-    /// Evicts until an entry of `charge` bytes under `key` fits.
-    pub(crate) fn make_room(
-        &mut self,
-        tree: &Tree,
-        key: &[u8],
-        charge: u64,
-    ) -> Result<(), Failure> {
+    /// Evicts until there is room for `need`, what `key` takes now included.
+    pub(crate) fn make_room(&mut self, tree: &Tree, key: &[u8], need: Need) -> Result<(), Failure> {
         let mut fruitless = 0;
         loop {
-            let replaced = self.shared.index.lock(key).slot();
-            let freed = replaced.map_or(0, |slot| u64::from(slot.charge()));
-            let surplus = self.surplus(charge.saturating_sub(freed), replaced.is_none());
-            if surplus == Surplus::NONE {
+            let surplus = self.surplus(need.less(self.taken_by(key)));
+            if surplus == Need::NONE {
                 return Ok(());
             }
             if self.evict_some(tree, surplus)? == 0 {
@@ -107,27 +145,41 @@ impl Writer {
         }
     }
 
-    fn surplus(&self, extra_bytes: u64, extra_entry: bool) -> Surplus {
+    fn taken_by(&self, key: &[u8]) -> Need {
+        let slot = self.shared.index.lock(key).slot();
+        slot.map_or(Need::NONE, |slot| Need {
+            bytes: u64::from(slot.charge()),
+            entries: 1,
+        })
+    }
+
+    /// By how much the limits would be exceeded.
+    fn surplus(&self, extra: Need) -> Need {
         let (index, options) = (&self.shared.index, &self.shared.options);
-        Surplus {
-            bytes: (index.bytes() + extra_bytes).saturating_sub(options.max_bytes),
-            entries: (index.entries() + u64::from(extra_entry)).saturating_sub(options.max_entries),
-        }
+        let held = Need {
+            bytes: index.bytes(),
+            entries: index.entries(),
+        };
+        (held + extra).less(Need {
+            bytes: options.max_bytes,
+            entries: options.max_entries,
+        })
     }
 
     /// Evicts a batch towards `surplus`; returns how many records it removed or passed.
-    fn evict_some(&mut self, tree: &Tree, mut surplus: Surplus) -> Result<usize, Failure> {
+    fn evict_some(&mut self, tree: &Tree, mut surplus: Need) -> Result<usize, Failure> {
         let wall = self.shared.wall();
         let mut changes = tree.changes();
         let mut gone = Vec::new();
         let mut spared = 0;
-        while surplus != Surplus::NONE && gone.len() < VICTIMS {
+        while surplus != Need::NONE && gone.len() < VICTIMS {
             let Some(order) = self.next_in_order(tree)? else {
                 break;
             };
             let mut locked = self.shared.index.lock(&order.key);
             let judgement = locked.judge(order.sequence, wall);
-            if judgement == Judgement::Spare && spared < MAX_SPARED {
+            let patience = MAX_SPARED * (1 + usize::from(order.is_small()));
+            if judgement == Judgement::Spare && spared < patience {
                 spared += 1;
                 continue;
             }
@@ -138,7 +190,10 @@ impl Writer {
                 judgement,
                 Judgement::Evict | Judgement::Spare | Judgement::Expired
             ) {
-                surplus.shrink(order.charge);
+                surplus = surplus.less(Need {
+                    bytes: u64::from(order.charge),
+                    entries: 1,
+                });
             }
             drop(locked);
             changes.remove(&record::order_key(order.sequence));
@@ -191,14 +246,14 @@ impl Writer {
     }
 
     /// Looks at some order records and removes the entries among them that expired.
-    pub(crate) fn sweep_chunk(&mut self, tree: &Tree) -> Result<(), Failure> {
+    pub(crate) fn reap_chunk(&mut self, tree: &Tree) -> Result<(), Failure> {
         let wall = self.shared.wall();
-        let found = self.orders(tree, self.sweep.at, SWEEP)?;
+        let found = self.orders(tree, self.reaper.at, REAP)?;
         let passed = found.len();
         let mut changes = tree.changes();
         let mut gone = Vec::new();
         for order in found {
-            self.sweep.at = order.sequence + 1;
+            self.reaper.at = order.sequence + 1;
             match self
                 .shared
                 .index
@@ -206,7 +261,7 @@ impl Writer {
                 .glance(order.sequence, wall)
             {
                 Judgement::Spare | Judgement::Evict => {
-                    self.sweep.seen = self.sweep.seen.min(order.deadline);
+                    self.reaper.seen = self.reaper.seen.min(order.deadline);
                     continue;
                 }
                 Judgement::Outdated => {}
@@ -221,8 +276,8 @@ impl Writer {
             tree.commit(changes)?;
         }
         self.settle(&gone);
-        if passed < SWEEP {
-            self.sweep.pass_ended();
+        if passed < REAP {
+            self.reaper.pass_ended();
         }
         Ok(())
     }
@@ -231,7 +286,7 @@ impl Writer {
     pub(crate) fn index_all(&mut self, tree: &Tree) -> Result<(), Failure> {
         const STEP: usize = 4_096;
         self.shared.index.forget_all();
-        self.sweep = Sweep::default();
+        self.reaper = Reaper::default();
         let first = tree.find(record::FIRST)?;
         let first = first.and_then(|hint| hint.as_ref().try_into().ok());
         let mut from = first.map_or(0, Sequence::from_be_bytes);
@@ -242,7 +297,7 @@ impl Writer {
         loop {
             let found = orders(tree, from, STEP)?;
             for order in &found {
-                self.sweep.expect(order.deadline);
+                self.reaper.expect(order.deadline);
                 let slot = Slot::new(order);
                 self.shared.index.lock(&order.key).put(slot);
                 from = order.sequence + 1;
@@ -266,39 +321,20 @@ fn orders(tree: &Tree, from: Sequence, max: usize) -> Result<Vec<Order>, Failure
         .collect())
 }
 
-/// By how much the limits would be exceeded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Surplus {
-    bytes: u64,
-    entries: u64,
-}
-
-impl Surplus {
-    const NONE: Self = Self {
-        bytes: 0,
-        entries: 0,
-    };
-
-    fn shrink(&mut self, charge: u32) {
-        self.bytes = self.bytes.saturating_sub(u64::from(charge));
-        self.entries = self.entries.saturating_sub(1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_sweep_is_due_only_when_something_may_have_expired() {
-        let mut sweep = Sweep::default();
-        assert!(!sweep.due(Millis::MAX - 1));
-        sweep.expect(500);
-        assert!(!sweep.due(499));
-        assert!(sweep.due(500));
-        sweep.seen = 900;
-        sweep.pass_ended();
-        assert!(!sweep.due(899));
-        assert!(sweep.due(900));
+    fn the_reaper_is_due_only_when_something_may_have_expired() {
+        let mut reaper = Reaper::default();
+        assert!(!reaper.due(Millis::MAX - 1));
+        reaper.expect(500);
+        assert!(!reaper.due(499));
+        assert!(reaper.due(500));
+        reaper.seen = 900;
+        reaper.pass_ended();
+        assert!(!reaper.due(899));
+        assert!(reaper.due(900));
     }
 }

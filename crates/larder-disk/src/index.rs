@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use larder::clock::Millis;
 
 use crate::leases::Leases;
-use crate::record::{Order, Sequence};
+use crate::record::{self, Order, Sequence};
 
 const SHARDS: usize = 64;
 
@@ -36,9 +36,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// A minimum version counts as read from the first: while it stands, nothing else turns older
+    /// loads away.
     pub(crate) fn new(order: &Order) -> Self {
         Self {
-            sequence_and_mark: order.sequence << 1,
+            sequence_and_mark: order.sequence << 1 | u64::from(order.is_minimum()),
             charge: order.charge,
             deadline: u32::try_from(order.deadline.div_ceil(1_000)).unwrap_or(u32::MAX),
         }
@@ -50,6 +52,16 @@ impl Slot {
 
     pub(crate) fn charge(self) -> u32 {
         self.charge
+    }
+
+    /// How long the value is under a key of `key_len` bytes.
+    pub(crate) fn value_len(self, key_len: usize) -> u64 {
+        record::value_len(self.charge, key_len)
+    }
+
+    /// Whether only the records on disk tell if it has expired at `wall`.
+    pub(crate) fn about_to_expire(self, wall: Millis) -> bool {
+        self.deadline != u32::MAX && wall.saturating_add(1_000) > u64::from(self.deadline) * 1_000
     }
 
     fn marked(self) -> bool {

@@ -107,17 +107,13 @@ impl Leases {
         }
     }
 
-    /// Ends every lease on keys under `prefix`.
-    pub(crate) fn void_prefix(&mut self, prefix: &[u8]) {
-        let doomed: Vec<Bytes> = self
-            .by_key
-            .keys()
-            .filter(|key| key.starts_with(prefix))
-            .cloned()
-            .collect();
-        for key in doomed {
-            self.void(&key);
-        }
+    /// The keys under `prefix` on which a lease stands at `now`.
+    pub(crate) fn under(&self, prefix: &[u8], now: Millis) -> Vec<Bytes> {
+        self.by_key
+            .iter()
+            .filter(|(key, held)| key.starts_with(prefix) && now < held.until)
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -179,15 +175,19 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_takes_its_leases_and_no_others() {
+    fn the_keys_under_a_prefix_are_found_and_no_others() {
         let mut leases = Leases::new(10, 100);
         for key in [b"ab".as_slice(), b"abc", b"b"] {
             leases.take(key, token(1), 0, SECOND);
         }
-        leases.void_prefix(b"ab");
-        assert_eq!(leases.len(), 1);
+        leases.take(b"abd", token(1), 0, SECOND / 2);
+        let mut found = leases.under(b"ab", 600);
+        found.sort();
+        assert_eq!(found, [b"ab".as_slice(), b"abc"]);
+        for key in [b"ab".as_slice(), b"abc", b"abd"] {
+            leases.void(key);
+        }
         assert!(leases.holds(b"b", token(1), 0));
-        assert_eq!(leases.by_age.len(), 1);
-        assert_eq!(leases.key_bytes, 1);
+        assert_eq!((leases.by_age.len(), leases.key_bytes), (1, 1));
     }
 }

@@ -20,15 +20,15 @@ use crate::record;
 /// ```
 #[derive(Clone)]
 pub struct DiskOptions {
-    /// Bytes that entries may occupy: key, value and the fixed overhead of [`entry_bytes`]. At
-    /// least 1 MiB; 1 GiB by default.
+    /// Bytes that entries may occupy: key, value and the fixed overhead of [`entry_bytes`].
+    /// Counters, tag records and members count as entries do. At least 1 MiB; 1 GiB by default.
     ///
     /// The directory is larger than that by what the tree below has not reclaimed yet and by its
     /// journal; [the crate's documentation](crate#how-much-disk-it-takes) says by how much.
     ///
     /// [`entry_bytes`]: crate::entry_bytes
     pub max_bytes: u64,
-    /// How many entries there may be. It bounds the memory of the index, which takes 25 bytes a
+    /// How many entries there may be, counters, tag records and sets of members included. It bounds the memory of the index, which takes 25 bytes a
     /// slot and keeps between 8/7 and 16/7 slots an entry: 29 to 58 bytes. 900,000 by default.
     pub max_entries: u64,
     /// The longest value in bytes, envelope included; a longer one is refused before anything is
@@ -56,12 +56,13 @@ pub struct DiskOptions {
 pub enum Durability {
     /// Every operation that returned `Ok` has reached the operating system, so it survives the
     /// process being killed. At power loss the last moments may be missing, invalidations among
-    /// them: entries deleted just before may be back, until their time to live ends.
+    /// them: entries deleted just before may be back until their time to live ends, and a tag
+    /// invalidated just before may be valid again.
     #[default]
     Process,
-    /// As [`Durability::Process`], and `delete`, `expire`, `clear` and `set` are synced to the
-    /// device (`fdatasync`) before they return. No invalidation is undone by power loss. Costs
-    /// one sync per call.
+    /// As [`Durability::Process`], and `delete`, `expire`, `sweep`, `set` and `enlist` are
+    /// synced to the device (`fdatasync`) before they return. No invalidation is undone by power
+    /// loss. Costs one sync per call.
     SyncInvalidations,
 }
 

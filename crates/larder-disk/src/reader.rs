@@ -2,12 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use larder::clock::Millis;
 use larder::envelope::Header;
-use larder::store::{LeaseRequest, Leased, StoreResult};
+use larder::store::{LeaseRequest, Leased, Position, StoreResult};
 
 use crate::index::Locked;
 use crate::leases::Taken;
@@ -30,7 +29,16 @@ pub(crate) enum Read {
     Lease {
         keys: Vec<Bytes>,
         request: LeaseRequest,
+        /// Where the counter of the request stood, before anything was leased.
+        since: Option<Position>,
         reply: Reply<Vec<Leased>>,
+    },
+    /// The keys of entries, from one tree key on and before another, in their order.
+    Keys {
+        from: Vec<u8>,
+        to: Vec<u8>,
+        max: usize,
+        reply: Reply<Vec<Bytes>>,
     },
 }
 
@@ -47,15 +55,27 @@ fn answer(shared: &Shared, read: Read) {
         // Nobody waits any more: the budget of the read is spent.
         Read::Get { reply, .. } if reply.is_closed() => {}
         Read::Lease { reply, .. } if reply.is_closed() => {}
+        Read::Keys { reply, .. } if reply.is_closed() => {}
         Read::Get { keys, limit, reply } => {
             let _ = reply.send(with_tree(shared, |tree| get(shared, tree, &keys, limit)));
+        }
+        Read::Keys {
+            from,
+            to,
+            max,
+            reply,
+        } => {
+            let _ = reply.send(with_tree(shared, |tree| keys(tree, &from, &to, max)));
         }
         Read::Lease {
             keys,
             request,
+            since,
             reply,
         } => {
-            let leased = with_tree(shared, |tree| lease_each(shared, tree, &keys, &request));
+            let leased = with_tree(shared, |tree| {
+                lease_each(shared, tree, &keys, &request, since)
+            });
             if let Err(Ok(unheard)) = reply.send(leased) {
                 give_back(shared, &keys, &unheard, &request);
             }
@@ -86,11 +106,20 @@ fn get(
             if shared.index.lock(key).touch(wall).is_none() {
                 return Ok(None);
             }
-            let found = find(shared, tree, key)?;
+            let found = shared.find(tree, key)?;
             let value = found.as_deref().and_then(|record| live_value(record, wall));
             Ok(value.map(|value| show_lease(shared, key, cut(value, limit))))
         })
         .collect()
+}
+
+fn keys(tree: &Tree, from: &[u8], to: &[u8], max: usize) -> Result<Vec<Bytes>, TreeError> {
+    let found = tree.keys(from, to, max)?;
+    Ok(found
+        .iter()
+        .filter_map(|tree_key| record::key_of_entry(tree_key))
+        .map(Bytes::copy_from_slice)
+        .collect())
 }
 
 /// Writes the lease that stands on a value into its header, where a store that shares its leases
@@ -110,19 +139,6 @@ fn show_lease(shared: &Shared, key: &[u8], value: Bytes) -> Bytes {
     value.into()
 }
 
-/// Reads a record. A damaged one is a miss, counted, and is not looked at again.
-fn find(shared: &Shared, tree: &Tree, key: &[u8]) -> Result<Option<fjall::Slice>, TreeError> {
-    match tree.get(key) {
-        Err(error) if error.io().is_none() => {
-            shared.counters.damaged.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%error, "a record of the disk cache is damaged; it counts as a miss");
-            shared.index.lock(key).hide();
-            Ok(None)
-        }
-        found => found,
-    }
-}
-
 /// The value in a record, unless it expired.
 fn live_value(record: &[u8], wall: Millis) -> Option<&[u8]> {
     record::split_entry(record)
@@ -135,10 +151,11 @@ fn lease_each(
     tree: &Tree,
     keys: &[Bytes],
     request: &LeaseRequest,
+    since: Option<Position>,
 ) -> Result<Vec<Leased>, TreeError> {
     let mut leased = Vec::with_capacity(keys.len());
     for key in keys {
-        match lease(shared, tree, key, request) {
+        match lease(shared, tree, key, request, since) {
             Ok(one) => leased.push(one),
             Err(error) => {
                 give_back(shared, keys, &leased, request);
@@ -158,16 +175,17 @@ fn lease(
     tree: &Tree,
     key: &Bytes,
     request: &LeaseRequest,
+    since: Option<Position>,
 ) -> Result<Leased, TreeError> {
     for _ in 0..MAX_RETRIES {
-        if let Some(leased) = lease_absent(shared, key, request) {
+        if let Some(leased) = lease_absent(shared, key, request, since) {
             return Ok(leased);
         }
         let wall = shared.wall();
         let Some(before) = shared.index.lock(key).touch(wall) else {
             continue;
         };
-        let record = find(shared, tree, key)?;
+        let record = shared.find(tree, key)?;
         let content = classify(record.as_deref(), wall, request.stale_at);
         if let Content::Fresh(value) = content {
             return Ok(Leased::Value(cut(value, request.limit)));
@@ -184,17 +202,22 @@ fn lease(
             }
             Content::Fresh(_) | Content::Absent => None,
         };
-        return Ok(take(shared, &locked, key, request, stale));
+        return Ok(take(shared, &locked, key, request, stale, since));
     }
     Ok(Leased::Held { stale: None })
 }
 
 /// Takes the lease on a key that the index does not hold; `None` if it does hold it.
-pub(crate) fn lease_absent(shared: &Shared, key: &Bytes, request: &LeaseRequest) -> Option<Leased> {
+pub(crate) fn lease_absent(
+    shared: &Shared,
+    key: &Bytes,
+    request: &LeaseRequest,
+    since: Option<Position>,
+) -> Option<Leased> {
     let locked = shared.index.lock(key);
     match locked.live(shared.wall()) {
         Some(_) => None,
-        None => Some(take(shared, &locked, key, request, None)),
+        None => Some(take(shared, &locked, key, request, None, since)),
     }
 }
 
@@ -204,12 +227,13 @@ fn take(
     key: &[u8],
     request: &LeaseRequest,
     stale: Option<Bytes>,
+    since: Option<Position>,
 ) -> Leased {
     let taken = locked
         .leases()
         .take(key, request.token, shared.monotonic(), request.lease_for);
     match taken {
-        Taken::Acquired => Leased::Acquired { stale },
+        Taken::Acquired => Leased::Acquired { stale, since },
         Taken::Held => Leased::Held { stale },
     }
 }
@@ -231,6 +255,7 @@ pub(crate) fn give_back(
 /// What a key holds, as far as leases care.
 #[derive(Debug, PartialEq, Eq)]
 enum Content<'a> {
+    /// Nothing, or a minimum version and no value.
     Absent,
     /// Not an envelope.
     Foreign,
@@ -244,6 +269,7 @@ fn classify(record: Option<&[u8]>, wall: Millis, stale_at: Millis) -> Content<'_
     };
     match Header::parse(value) {
         None => Content::Foreign,
+        Some(_) if value.len() == Header::LEN => Content::Absent,
         Some(header) if header.fresh_until <= stale_at => Content::Stale(value),
         Some(_) => Content::Fresh(value),
     }

@@ -8,7 +8,10 @@
 //!
 //! The second record is what eviction and opening read: they never touch values. Both are written
 //! and removed in one atomic batch. The third says before which sequence there is no second one,
-//! so that nobody wades through the traces of what was removed. Integers are big-endian; a deadline is in wall milliseconds.
+//! so that nobody wades through the traces of what was removed. Integers are big-endian; a deadline is in
+//! wall milliseconds.
+//!
+//! Counters, tag records and sets of members are entries like any other, of a few bytes.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -16,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fjall::Slice;
 use larder::clock::Millis;
+use larder::envelope::Header;
 
 /// The longest key in bytes. The tree below takes 64 KiB less one.
 pub(crate) const MAX_KEY_BYTES: usize = 32 << 10;
@@ -31,7 +35,7 @@ const DEADLINE_BYTES: usize = 8;
 /// What both records of an entry cost beside the key, which stands in both, and the value.
 const OVERHEAD_BYTES: u64 = 64;
 
-/// Bytes that an entry counts against [`DiskOptions::max_bytes`](crate::DiskOptions::max_bytes):
+/// Bytes that an entry, or a small record beside the entries, counts against [`DiskOptions::max_bytes`](crate::DiskOptions::max_bytes):
 /// twice the key, the value, and 64 for the records around them.
 pub fn entry_bytes(key_len: usize, value_len: usize) -> u64 {
     2 * key_len as u64 + value_len as u64 + OVERHEAD_BYTES
@@ -50,6 +54,17 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// Whether the value is shorter than any envelope: a counter, a tag record or a minimum version,
+    /// which are worth more than their bytes.
+    pub(crate) fn is_small(&self) -> bool {
+        value_len(self.charge, self.key.len()) <= Header::LEN as u64
+    }
+
+    /// Whether the value is a header alone, which is how a minimum version looks.
+    pub(crate) fn is_minimum(&self) -> bool {
+        value_len(self.charge, self.key.len()) == Header::LEN as u64
+    }
+
     pub(crate) fn to_value(&self) -> Vec<u8> {
         let mut value = Vec::with_capacity(DEADLINE_BYTES + 4 + self.key.len());
         value.extend_from_slice(&self.deadline.to_be_bytes());
@@ -103,10 +118,16 @@ pub(crate) fn end_of_prefix(tree_prefix: &[u8]) -> Vec<u8> {
     end
 }
 
-/// The tree's value of an entry, copied once.
-pub(crate) fn entry_value(deadline: Millis, value: &[u8]) -> io::Result<Slice> {
+/// The tree's value of an entry that begins with `front` and goes on with `rest`, copied once.
+pub(crate) fn entry_value(deadline: Millis, front: &[u8], rest: &[u8]) -> io::Result<Slice> {
     let deadline = deadline.to_be_bytes();
-    Slice::from_reader(&mut deadline.chain(value), DEADLINE_BYTES + value.len())
+    let len = DEADLINE_BYTES + front.len() + rest.len();
+    Slice::from_reader(&mut deadline.chain(front).chain(rest), len)
+}
+
+/// How long the value is of an entry with this charge.
+pub(crate) fn value_len(charge: u32, key_len: usize) -> u64 {
+    u64::from(charge).saturating_sub(entry_bytes(key_len, 0))
 }
 
 /// Splits the tree's value of an entry; `None` if it is none.
@@ -134,6 +155,21 @@ mod tests {
             key: Bytes::from_static(b"shop:product:1"),
         };
         assert_eq!(Order::parse(&order_key(77), &order.to_value()), Some(order));
+    }
+
+    #[test]
+    fn a_charge_tells_how_long_the_value_is() {
+        for (len, small) in [(0, true), (24, true), (Header::LEN, true), (65, false)] {
+            let order = Order {
+                sequence: 1,
+                deadline: 1,
+                charge: u32::try_from(entry_bytes(3, len)).unwrap(),
+                key: Bytes::from_static(b"key"),
+            };
+            assert_eq!(value_len(order.charge, 3), len as u64);
+            assert_eq!(order.is_small(), small);
+            assert_eq!(order.is_minimum(), len == Header::LEN);
+        }
     }
 
     #[test]

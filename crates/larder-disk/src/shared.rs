@@ -6,14 +6,16 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use larder::clock::Millis;
-use larder::store::{StoreError, StoreResult};
+use larder::store::{Position, StoreError, StoreResult, Tagged};
 use tokio::sync::oneshot;
 
 use crate::index::Index;
 use crate::options::DiskOptions;
+use crate::positions::Positions;
 use crate::queue::{Queue, Refusal};
 use crate::reader::Read;
 use crate::record;
+use crate::tags::{self, POSITION_BYTES};
 use crate::tree::{Tree, TreeError};
 use crate::writer::Job;
 
@@ -25,6 +27,7 @@ pub(crate) struct Shared {
     pub(crate) path: PathBuf,
     pub(crate) options: DiskOptions,
     pub(crate) index: Index,
+    pub(crate) positions: Positions,
     pub(crate) reads: Queue<Read>,
     pub(crate) writes: Queue<Job>,
     pub(crate) counters: Counters,
@@ -57,9 +60,10 @@ pub(crate) struct Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DiskStats {
-    /// Entries held, those that expired and were not swept yet among them.
+    /// Entries held, and small records beside them; those that expired and were not removed yet
+    /// among them.
     pub entries: u64,
-    /// Bytes of these entries, as [`entry_bytes`](crate::entry_bytes) counts.
+    /// Bytes of all these, as [`entry_bytes`](crate::entry_bytes) counts.
     pub bytes: u64,
     /// Leases held, those that ended and were not replaced yet among them.
     pub leases: u64,
@@ -68,7 +72,7 @@ pub struct DiskStats {
     /// Entries evicted because [`DiskOptions::max_bytes`] or
     /// [`DiskOptions::max_entries`] was reached.
     pub evicted: u64,
-    /// Entries swept after their time to live.
+    /// Entries removed after their time to live.
     pub expired: u64,
     /// Reads that met a damaged record and were answered as a miss.
     pub damaged: u64,
@@ -85,6 +89,7 @@ impl Shared {
         Self {
             path,
             index,
+            positions: Positions::default(),
             reads: Queue::new(options.queue, usize::MAX),
             writes: Queue::new(options.queue, QUEUED_BYTES),
             counters: Counters::default(),
@@ -185,8 +190,62 @@ impl Shared {
         self.options.max_value_bytes.min(room)
     }
 
+    /// Where a counter stands, if that is known in memory.
+    pub(crate) fn position(&self, counter: &[u8]) -> Option<Position> {
+        self.positions.find(&self.index, counter, self.wall())
+    }
+
+    /// Reads the record of an entry. A damaged one is a miss, counted, and is not looked at again.
+    pub(crate) fn find(&self, tree: &Tree, key: &[u8]) -> Result<Option<fjall::Slice>, TreeError> {
+        match tree.get(key) {
+            Err(error) if error.io().is_none() => {
+                self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, "a record of the disk cache is damaged; it counts as a miss");
+                self.index.lock(key).hide();
+                Ok(None)
+            }
+            found => found,
+        }
+    }
+
     /// Refuses what would not fit, before anything is written.
-    pub(crate) fn check_size(&self, key: &[u8], value: &[u8]) -> StoreResult<()> {
+    pub(crate) fn check_value(
+        &self,
+        key: &Bytes,
+        value: &[u8],
+        tags: Option<&Tagged>,
+    ) -> StoreResult<()> {
+        self.check_size(key, value.len())?;
+        match tags {
+            None => Ok(()),
+            Some(tags) => self.check_tags(key, value, tags),
+        }
+    }
+
+    fn check_tags(&self, key: &Bytes, value: &[u8], tags: &Tagged) -> StoreResult<()> {
+        self.check_size(&tags.counter, POSITION_BYTES)?;
+        for record in &tags.records {
+            self.check_size(record, larder::store::TagRecord::LEN)?;
+        }
+        if tags::split_versions(value, tags.records.len()).is_none() || !tags::distinct(key, tags) {
+            return Err(StoreError::refused(
+                "a value is refused whose tags do not match the versions in it, or are not distinct",
+            ));
+        }
+        let need = tags::need(key, value.len(), tags);
+        if need.bytes > self.options.max_bytes || need.entries > self.options.max_entries {
+            return Err(StoreError::refused(format!(
+                "a value with {} tags is refused: it takes {} entries of {} bytes with its \
+                 records, more than the disk cache may hold",
+                tags.records.len(),
+                need.entries,
+                need.bytes
+            )));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_size(&self, key: &[u8], value_len: usize) -> StoreResult<()> {
         if key.is_empty() || key.len() > record::MAX_KEY_BYTES {
             return Err(StoreError::refused(format!(
                 "a key of {} bytes is refused: the disk cache takes 1 to {} bytes",
@@ -194,10 +253,9 @@ impl Shared {
                 record::MAX_KEY_BYTES
             )));
         }
-        if value.len() > self.max_value_bytes() {
+        if value_len > self.max_value_bytes() {
             return Err(StoreError::refused(format!(
-                "a value of {} bytes is refused: the disk cache takes up to {}",
-                value.len(),
+                "a value of {value_len} bytes is refused: the disk cache takes up to {}",
                 self.max_value_bytes()
             )));
         }

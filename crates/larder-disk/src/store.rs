@@ -2,11 +2,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use larder::clock::{BoxFuture, Millis};
 use larder::store::{
-    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreResult, Write,
+    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Position, Store, StoreResult,
+    Swept, Tagged, Write,
 };
 use tokio::sync::oneshot;
 
@@ -16,6 +18,8 @@ use crate::leases::Leases;
 use crate::options::DiskOptions;
 use crate::reader::{self, Read};
 use crate::shared::{DiskStats, Reply, Shared};
+use crate::sweep::Sweep;
+use crate::tags::{MEMBER_BYTES, POSITION_BYTES};
 use crate::writer::{Job, Writer};
 
 /// What the keys of leases may take in memory.
@@ -28,7 +32,7 @@ const LEASE_KEY_BYTES: usize = 16 << 20;
 /// what was begun and gives the directory free: it can be opened again at once. Dropping blocks
 /// until then, so prefer `close` in async code.
 pub struct Disk {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -91,7 +95,11 @@ impl Disk {
     }
 
     /// Has the writer do it, and waits.
-    async fn write<T>(&self, weight: usize, job: impl FnOnce(Reply<T>) -> Job) -> StoreResult<T> {
+    pub(crate) async fn write<T>(
+        &self,
+        weight: usize,
+        job: impl FnOnce(Reply<T>) -> Job,
+    ) -> StoreResult<T> {
         let (reply, answer) = oneshot::channel();
         self.shared
             .writes
@@ -101,13 +109,24 @@ impl Disk {
     }
 
     /// Has a reader do it, and waits.
-    async fn read<T>(&self, read: impl FnOnce(Reply<T>) -> Read) -> StoreResult<T> {
+    pub(crate) async fn read<T>(&self, read: impl FnOnce(Reply<T>) -> Read) -> StoreResult<T> {
         let (reply, answer) = oneshot::channel();
         self.shared
             .reads
             .push(read(reply), 0)
             .map_err(|refusal| self.shared.refusal(refusal))?;
         answer.await.unwrap_or_else(|_| Err(self.shared.closed()))
+    }
+
+    /// Where a counter stands: from memory, but for the first time.
+    async fn position(&self, counter: &Bytes) -> StoreResult<Position> {
+        if let Some(position) = self.shared.position(counter) {
+            return Ok(position);
+        }
+        self.shared.check_size(counter, POSITION_BYTES)?;
+        let counter = counter.clone();
+        self.write(counter.len(), |reply| Job::Position(counter, reply))
+            .await
     }
 }
 
@@ -144,9 +163,13 @@ impl Store for Disk {
     ) -> BoxFuture<'a, StoreResult<Vec<Leased>>> {
         Box::pin(async move {
             self.shared.readable()?;
+            let since = match &request.counter {
+                Some(counter) => Some(self.position(counter).await?),
+                None => None,
+            };
             // Of one absent key, the most frequent case, memory knows everything.
             if let [key] = keys
-                && let Some(leased) = reader::lease_absent(&self.shared, key, request)
+                && let Some(leased) = reader::lease_absent(&self.shared, key, request, since)
             {
                 return Ok(vec![leased]);
             }
@@ -154,6 +177,7 @@ impl Store for Disk {
             let read = Read::Lease {
                 keys: keys.to_vec(),
                 request: request.clone(),
+                since,
                 reply,
             };
             self.shared
@@ -174,11 +198,12 @@ impl Store for Disk {
     fn fill<'a>(&'a self, fills: &'a [Fill]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(async move {
             for fill in fills {
-                self.shared.check_size(&fill.key, &fill.value)?;
+                self.shared
+                    .check_value(&fill.key, &fill.value, fill.tags.as_ref())?;
             }
             let weight = fills
                 .iter()
-                .map(|fill| fill.key.len() + fill.value.len())
+                .map(|fill| weight(&fill.key, &fill.value, fill.tags.as_ref()))
                 .sum();
             let fills = fills.to_vec();
             self.write(weight, |reply| Job::Fill(fills, reply)).await
@@ -199,14 +224,15 @@ impl Store for Disk {
         })
     }
 
-    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<()>> {
+    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(async move {
             for write in writes {
-                self.shared.check_size(&write.key, &write.value)?;
+                self.shared
+                    .check_value(&write.key, &write.value, write.tags.as_ref())?;
             }
             let weight = writes
                 .iter()
-                .map(|write| write.key.len() + write.value.len())
+                .map(|write| weight(&write.key, &write.value, write.tags.as_ref()))
                 .sum();
             let writes = writes.to_vec();
             self.write(weight, |reply| Job::Set(writes, reply)).await
@@ -222,19 +248,49 @@ impl Store for Disk {
         })
     }
 
-    fn delete<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+    fn delete<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
+            if let Some(counter) = counter {
+                self.shared.check_size(counter, POSITION_BYTES)?;
+            }
+            let counter = counter.cloned();
             let keys = keys.to_vec();
-            let weight = keys.iter().map(Bytes::len).sum();
-            self.write(weight, |reply| Job::Delete(keys, reply)).await
+            let weight = keys.iter().chain(&counter).map(Bytes::len).sum();
+            self.write(weight, |reply| Job::Delete(keys, counter, reply))
+                .await
         })
     }
 
-    fn clear<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, StoreResult<u64>> {
+    fn sweep<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        condemned: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
+        progress: &'a (dyn Fn(Swept) + Send + Sync),
+    ) -> BoxFuture<'a, StoreResult<Swept>> {
+        let sweep = Sweep {
+            condemned,
+            progress,
+        };
+        Box::pin(self.sweep_under(prefix, sweep))
+    }
+
+    fn enlist<'a>(
+        &'a self,
+        record: &'a Bytes,
+        member: u32,
+        keep: Duration,
+    ) -> BoxFuture<'a, StoreResult<Vec<u32>>> {
         Box::pin(async move {
-            let prefix = Bytes::copy_from_slice(prefix);
-            self.write(prefix.len(), |reply| Job::Clear(prefix, reply))
-                .await
+            self.shared.check_size(record, MEMBER_BYTES)?;
+            let record = record.clone();
+            self.write(record.len(), |reply| {
+                Job::Enlist(record, member, keep, reply)
+            })
+            .await
         })
     }
 
@@ -254,6 +310,12 @@ impl Store for Disk {
             answer.await.unwrap_or_else(|_| Err(self.shared.closed()))
         })
     }
+}
+
+/// Bytes that a value takes while it waits for the writer.
+fn weight(key: &Bytes, value: &Bytes, tags: Option<&Tagged>) -> usize {
+    let records = tags.into_iter().flat_map(|tags| &tags.records);
+    key.len() + value.len() + records.map(Bytes::len).sum::<usize>()
 }
 
 /// Leases on their way. Dropped with an answer that nobody took, it gives the leases back: they
@@ -300,8 +362,6 @@ impl fmt::Debug for Disk {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::record;
 
@@ -329,6 +389,7 @@ mod tests {
             key: Bytes::from(format!("k{n}")),
             value: Bytes::from_static(b"value"),
             ttl: Duration::from_millis(ttl),
+            tags: None,
         };
         for n in 0..300 {
             disk.set(&[write(n % 100, 3_600_000)]).await.unwrap();
@@ -338,11 +399,36 @@ mod tests {
         }
         assert_eq!(records(&disk), (50, 50));
         let doomed: Vec<Bytes> = (0..100).step_by(2).map(|n| write(n, 1).key).collect();
-        disk.delete(&doomed).await.unwrap();
+        disk.delete(&doomed, None).await.unwrap();
         let left = usize::try_from(disk.stats().entries).unwrap();
         assert!((1..50).contains(&left));
         assert_eq!(records(&disk), (left, left));
-        disk.clear(b"").await.unwrap();
+        disk.sweep(b"", &|_| true, &|_| ()).await.unwrap();
         assert_eq!(records(&disk), (0, 0));
+    }
+
+    /// A delete that failed hides its keys, and whoever gave it may make up for it with a sweep.
+    #[tokio::test]
+    async fn a_sweep_finds_what_only_the_disk_has_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Disk::open(directory.path(), DiskOptions::default()).unwrap();
+        let write = |name: &'static str| Write {
+            key: Bytes::from_static(name.as_bytes()),
+            value: Bytes::from_static(b"value"),
+            ttl: Duration::from_secs(3_600),
+            tags: None,
+        };
+        let writes = ["hidden", "kept", "shown"].map(write);
+        disk.set(&writes).await.unwrap();
+        disk.shared.index.lock(b"hidden").hide();
+        let doomed = |key: &[u8]| key != b"kept";
+        let swept = disk.sweep(b"", &doomed, &|_| ()).await.unwrap();
+        assert_eq!((swept.seen, swept.removed), (2, 1));
+        disk.close().await.unwrap();
+        drop(disk);
+        let disk = Disk::open(directory.path(), DiskOptions::default()).unwrap();
+        let keys = writes.map(|write| write.key);
+        let found = disk.get(&keys, 100).await.unwrap();
+        assert_eq!(found, [None, Some(Bytes::from_static(b"value")), None]);
     }
 }

@@ -113,6 +113,25 @@ impl Tree {
         })
     }
 
+    /// As [`Tree::scan`], without the values, which may lie elsewhere.
+    pub(crate) fn keys(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        max: usize,
+    ) -> Result<Vec<fjall::Slice>, TreeError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        guarded(|| {
+            self.entries
+                .range(from..to)
+                .take(max)
+                .map(fjall::Guard::key)
+                .collect()
+        })
+    }
+
     pub(crate) fn changes(&self) -> Changes<'_> {
         Changes {
             entries: &self.entries,
@@ -198,7 +217,7 @@ fn shape(max_bytes: u64) -> KeyspaceCreateOptions {
 }
 
 /// Drops expired entries while their tables are compacted, if their values lie in the tables: it
-/// would read the others to no purpose, because the sweep finds them all by their order records
+/// would read the others to no purpose, because the reaper finds them all by their order records
 /// and settles the accounts.
 struct ExpiryFactory(AssertUnwindSafe<Arc<dyn Clock>>);
 

@@ -13,6 +13,7 @@ use larder::store::StoreError;
 
 use crate::directory::Directory;
 use crate::error::{DiskError, DiskErrorKind};
+use crate::evict::Need;
 use crate::shared::Health;
 use crate::tree::{Tree, TreeError, TreeOptions};
 use crate::writer::{Failure, Presence, Writer};
@@ -211,7 +212,7 @@ impl Writer {
         let doubtful = std::mem::take(&mut self.doubt);
         let settled = self
             .remove(tree, &doubtful.keys, Presence::OnDisk)
-            .and_then(|()| self.make_room(tree, b"", 0));
+            .and_then(|()| self.make_room(tree, b"", Need::NONE));
         if settled.is_err() {
             self.doubt = doubtful;
         }

@@ -1,13 +1,14 @@
 //! The thread that writes: every change of the store, one after the other.
 //!
 //! With one writer, comparing a lease and writing its value needs no lock, and nothing that was
-//! deleted can be put back by a fill that was compared before. A change is written to the tree
-//! first and entered in the index second, so that an operation that returned `Ok` is both.
+//! deleted can be put back by a fill that was compared before. The same goes for the versions of
+//! values, and for their tags ([`crate::tagging`]). A change is written to the tree first and
+//! entered in the index second, so that an operation that returned `Ok` is both.
 //!
 //! A write that fails makes the store read-only ([`crate::trouble`]). What the failed write may
 //! have left behind is hidden at once and deleted before anything is written again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,48 +18,53 @@ use bytes::Bytes;
 use fjall::PersistMode;
 use larder::clock::{Clock, Millis, SystemClock};
 use larder::envelope::Header;
-use larder::store::{Fill, Filled, StoreError, StoreResult, Write};
+use larder::store::{Fill, Filled, Position, StoreError, StoreResult, Tagged, Write};
 
 use crate::directory::Directory;
 use crate::error::DiskError;
-use crate::evict::{Hand, Sweep};
+use crate::evict::{Hand, Need, Reaper};
 use crate::index::Slot;
 use crate::options::Durability;
 use crate::queue::Popped;
 use crate::reclaim::Reclaim;
 use crate::record::{self, Order, Sequence};
 use crate::shared::{Health, Reply, Shared};
-use crate::tree::{Tree, TreeError};
+use crate::tree::{Changes, Tree, TreeError};
 use crate::trouble::{Doubt, Trouble};
+use crate::versions::Standing;
 
 /// How many keys are removed in one batch.
-const CHUNK: usize = 512;
+pub(crate) const CHUNK: usize = 512;
 
-/// How many clears may be under way at once.
-const MAX_CLEARS: usize = 64;
+const HEADER: u64 = Header::LEN as u64;
 
 /// How long an entry may wait for a disk that is behind before it is not stored, and how long an
 /// invalidation may, which is worth more.
 const STORE_PATIENCE: Duration = Duration::from_millis(250);
-const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often an idle writer looks after the directory, and for entries that expired.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The pause between two such looks while some have expired: 10,000 entries a second.
-const SWEEPING: Duration = Duration::from_millis(50);
+const REAPING: Duration = Duration::from_millis(50);
 
 /// How many jobs a busy writer does between two such looks.
-const JOBS_PER_SWEEP: u32 = 256;
+const JOBS_PER_PAUSE: u32 = 256;
 
 /// A change of the store.
 #[derive(Debug)]
 pub(crate) enum Job {
     Fill(Vec<Fill>, Reply<Vec<Filled>>),
-    Set(Vec<Write>, Reply<()>),
+    Set(Vec<Write>, Reply<Vec<Filled>>),
     Expire(Vec<Bytes>, Millis, Reply<()>),
-    Delete(Vec<Bytes>, Reply<()>),
-    Clear(Bytes, Reply<u64>),
+    Delete(Vec<Bytes>, Option<Bytes>, Reply<()>),
+    /// Removes keys that a sweep condemned, and says how many there were.
+    Sweep(Vec<Bytes>, Presence, Reply<u64>),
+    SweepEnd(Reply<()>),
+    /// Tells where a counter stands, and begins one that does not exist.
+    Position(Bytes, Reply<Position>),
+    Enlist(Bytes, u32, Duration, Reply<Vec<u32>>),
     Ping(Reply<()>),
     Close(Reply<()>),
 }
@@ -69,24 +75,63 @@ pub(crate) struct Writer {
     pub(crate) directory: Option<Directory>,
     pub(crate) next: Sequence,
     pub(crate) hand: Hand,
-    pub(crate) sweep: Sweep,
+    pub(crate) reaper: Reaper,
     pub(crate) reclaim: Reclaim,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) doubt: Doubt,
     /// Paces retries by the machine's time, so that they do not wait for a clock that a test
     /// holds still.
     pub(crate) pace: SystemClock,
-    clears: VecDeque<Clearing>,
-    jobs_since_sweep: u32,
+    jobs_since_pause: u32,
 }
 
-/// A clear under way: other jobs are done between its batches.
-struct Clearing {
-    /// The next tree key to look at, and the first behind the prefix.
-    from: Vec<u8>,
-    to: Vec<u8>,
-    removed: u64,
-    reply: Reply<u64>,
+/// A value on its way into the tree.
+pub(crate) struct Incoming<'a> {
+    pub(crate) key: &'a Bytes,
+    pub(crate) value: &'a [u8],
+    pub(crate) ttl: Duration,
+    pub(crate) tags: Option<&'a Tagged>,
+    /// Where the counter stood before the load began.
+    pub(crate) since: Option<Position>,
+}
+
+impl<'a> From<&'a Fill> for Incoming<'a> {
+    fn from(fill: &'a Fill) -> Self {
+        Self {
+            key: &fill.key,
+            value: &fill.value,
+            ttl: fill.ttl,
+            tags: fill.tags.as_ref(),
+            since: fill.tags.as_ref().and_then(|tags| tags.since),
+        }
+    }
+}
+
+impl<'a> From<&'a Write> for Incoming<'a> {
+    fn from(write: &'a Write) -> Self {
+        Self {
+            key: &write.key,
+            value: &write.value,
+            ttl: write.ttl,
+            tags: write.tags.as_ref(),
+            since: None,
+        }
+    }
+}
+
+/// Entries that are written together, all or none.
+pub(crate) struct Batch<'a> {
+    changes: Changes<'a>,
+    orders: Vec<Order>,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn new(tree: &'a Tree) -> Self {
+        Self {
+            changes: tree.changes(),
+            orders: Vec::new(),
+        }
+    }
 }
 
 /// Why a change was not made.
@@ -112,13 +157,12 @@ impl Writer {
             directory: None,
             next: 1,
             hand: Hand::default(),
-            sweep: Sweep::default(),
+            reaper: Reaper::default(),
             reclaim: Reclaim::default(),
             trouble: None,
             doubt: Doubt::default(),
             pace: SystemClock::new(),
-            clears: VecDeque::new(),
-            jobs_since_sweep: 0,
+            jobs_since_pause: 0,
         };
         writer.open_tree(&directory)?;
         writer.directory = Some(directory);
@@ -139,7 +183,6 @@ impl Writer {
                 Popped::Closed => break,
             }
             self.guarded(Self::heal_if_due);
-            self.guarded(Self::continue_clear);
         }
         if let Err(error) = self.close() {
             tracing::warn!(%error, "the disk cache was not closed cleanly");
@@ -150,8 +193,7 @@ impl Writer {
     fn patience(&self) -> Duration {
         match &self.trouble {
             Some(trouble) => trouble.wait(self.pace.monotonic()),
-            None if !self.clears.is_empty() => Duration::ZERO,
-            None if self.sweep.due(self.shared.wall()) => SWEEPING,
+            None if self.reaper.due(self.shared.wall()) => REAPING,
             None => IDLE,
         }
     }
@@ -169,14 +211,21 @@ impl Writer {
             Job::Fill(fills, reply) => answer(reply, self.fill_all(&fills)),
             Job::Set(writes, reply) => answer(reply, self.set_all(&writes)),
             Job::Expire(keys, wall, reply) => answer(reply, self.expire_all(&keys, wall)),
-            Job::Delete(keys, reply) => answer(reply, self.delete_all(&keys)),
-            Job::Clear(prefix, reply) => self.begin_clear(&prefix, reply),
+            Job::Delete(keys, counter, reply) => {
+                answer(reply, self.delete_all(&keys, counter.as_ref()));
+            }
+            Job::Sweep(keys, presence, reply) => answer(reply, self.sweep(&keys, presence)),
+            Job::SweepEnd(reply) => answer(reply, self.attempt(&[], |w, tree| w.synced(tree))),
+            Job::Position(counter, reply) => answer(reply, self.position(&counter)),
+            Job::Enlist(record, member, keep, reply) => {
+                answer(reply, self.enlist(&record, member, keep));
+            }
             Job::Ping(reply) => answer(reply, self.shared.writable()),
             // Handled by the loop, which it ends.
             Job::Close(_) => {}
         }
-        self.jobs_since_sweep += 1;
-        if self.jobs_since_sweep >= JOBS_PER_SWEEP {
+        self.jobs_since_pause += 1;
+        if self.jobs_since_pause >= JOBS_PER_PAUSE {
             self.between_jobs();
         }
     }
@@ -186,15 +235,15 @@ impl Writer {
         if removed && self.trouble.is_none() {
             self.stumble(TreeError::Gone);
         }
-        self.jobs_since_sweep = 0;
+        self.jobs_since_pause = 0;
         if self.trouble.is_some() {
             return;
         }
         // What fails here is told to whoever writes next.
         let _ = self.attempt(&[], |writer, tree| {
             writer.look_at_size(tree)?;
-            if writer.sweep.due(writer.shared.wall()) {
-                writer.sweep_chunk(tree)?;
+            if writer.reaper.due(writer.shared.wall()) {
+                writer.reap_chunk(tree)?;
             }
             Ok(())
         });
@@ -212,53 +261,132 @@ impl Writer {
             return Ok(Filled::Refused);
         }
         self.attempt(std::slice::from_ref(&fill.key), |writer, tree| {
-            writer.store(tree, &fill.key, &fill.value, fill.ttl)
-        })?;
-        Ok(Filled::Stored)
-    }
-
-    fn set_all(&mut self, writes: &[Write]) -> StoreResult<()> {
-        let keys: Vec<Bytes> = writes.iter().map(|write| write.key.clone()).collect();
-        self.attempt(&keys, |writer, tree| {
-            for write in writes {
-                writer.store(tree, &write.key, &write.value, write.ttl)?;
+            let incoming = Standing::of(&fill.value);
+            if incoming.may_fill(writer.standing(tree, &fill.key, incoming)?) {
+                writer.store(tree, &Incoming::from(fill))
+            } else {
+                Ok(Filled::Refused)
             }
-            writer.synced(tree)
         })
     }
 
-    /// Writes one entry and ends the lease on it.
-    fn store(
+    fn set_all(&mut self, writes: &[Write]) -> StoreResult<Vec<Filled>> {
+        let keys: Vec<Bytes> = writes.iter().map(|write| write.key.clone()).collect();
+        self.attempt(&keys, |writer, tree| {
+            let mut done = Vec::with_capacity(writes.len());
+            for write in writes {
+                done.push(writer.set(tree, write)?);
+            }
+            writer.synced(tree)?;
+            Ok(done)
+        })
+    }
+
+    fn set(&mut self, tree: &Tree, write: &Write) -> Result<Filled, Failure> {
+        let incoming = Standing::of(&write.value);
+        if incoming.may_replace(self.standing(tree, &write.key, incoming)?) {
+            self.store(tree, &Incoming::from(write))
+        } else {
+            Ok(Filled::Refused)
+        }
+    }
+
+    /// What stands under a key, as far as it matters to what is coming.
+    fn standing(&self, tree: &Tree, key: &Bytes, incoming: Standing) -> Result<Standing, Failure> {
+        let slot = self.shared.index.lock(key).live(self.shared.wall());
+        match slot {
+            Some(slot) if incoming.is_versioned() || slot.value_len(key.len()) == HEADER => {
+                let held = self.held(tree, key)?;
+                Ok(held.map_or(Standing::Nothing, |held| Standing::of(held.value())))
+            }
+            _ => Ok(Standing::Nothing),
+        }
+    }
+
+    /// The entry under a key, unless it expired.
+    pub(crate) fn held(&self, tree: &Tree, key: &Bytes) -> Result<Option<Held>, Failure> {
+        let wall = self.shared.wall();
+        if self.shared.index.lock(key).live(wall).is_none() {
+            return Ok(None);
+        }
+        let found = self.shared.find(tree, key)?.and_then(Held::new);
+        Ok(found.filter(|held| wall < held.deadline))
+    }
+
+    /// Writes one value and ends the lease on its key.
+    fn store(&mut self, tree: &Tree, incoming: &Incoming<'_>) -> Result<Filled, Failure> {
+        if let Some(tags) = incoming.tags {
+            return self.store_tagged(tree, incoming, tags);
+        }
+        let deadline = record::deadline(self.shared.wall(), incoming.ttl);
+        self.store_one(tree, incoming.key, incoming.value, deadline)?;
+        Ok(Filled::Stored {
+            versions: Vec::new(),
+        })
+    }
+
+    /// Writes one entry by itself.
+    pub(crate) fn store_one(
         &mut self,
         tree: &Tree,
         key: &Bytes,
         value: &[u8],
-        ttl: Duration,
+        deadline: Millis,
     ) -> Result<(), Failure> {
-        let charge = record::entry_bytes(key.len(), value.len());
-        self.check_size(tree, charge)?;
+        self.prepare(tree, key, Need::entry(key.len(), value.len()))?;
+        let mut batch = Batch::new(tree);
+        self.enter(&mut batch, key, &[], value, deadline)?;
+        self.commit(tree, batch)
+    }
+
+    /// Makes sure that the disk keeps up and that there is room.
+    pub(crate) fn prepare(&mut self, tree: &Tree, key: &Bytes, need: Need) -> Result<(), Failure> {
+        self.check_size(tree, need.bytes)?;
         self.wait_for(tree, STORE_PATIENCE)?;
-        self.make_room(tree, key, charge)?;
+        self.make_room(tree, key, need)
+    }
+
+    /// Adds an entry to a batch, for which there is room. A key must not occur twice in it.
+    pub(crate) fn enter(
+        &mut self,
+        batch: &mut Batch<'_>,
+        key: &Bytes,
+        front: &[u8],
+        rest: &[u8],
+        deadline: Millis,
+    ) -> Result<Sequence, Failure> {
+        let charge = record::entry_bytes(key.len(), front.len() + rest.len());
         let order = Order {
             sequence: self.next,
-            deadline: record::deadline(self.shared.wall(), ttl),
+            deadline,
             charge: u32::try_from(charge).unwrap_or(u32::MAX),
             key: key.clone(),
         };
         self.next += 1;
-        let old = self.shared.index.lock(key).slot();
-        let mut changes = tree.changes();
-        let value = record::entry_value(order.deadline, value).map_err(TreeError::from)?;
+        let value = record::entry_value(deadline, front, rest).map_err(TreeError::from)?;
+        let changes = &mut batch.changes;
         changes.put(&record::entry_key(key), value);
         changes.put(&record::order_key(order.sequence), order.to_value());
-        if let Some(old) = old {
+        if let Some(old) = self.shared.index.lock(key).slot() {
             changes.remove(&record::order_key(old.sequence()));
         }
-        tree.commit(changes)?;
-        self.sweep.expect(order.deadline);
-        let mut locked = self.shared.index.lock(key);
-        locked.put(Slot::new(&order));
-        locked.leases().void(key);
+        let sequence = order.sequence;
+        batch.orders.push(order);
+        Ok(sequence)
+    }
+
+    /// Writes a batch and ends the leases on its keys.
+    pub(crate) fn commit(&mut self, tree: &Tree, batch: Batch<'_>) -> Result<(), Failure> {
+        if batch.orders.is_empty() {
+            return Ok(());
+        }
+        tree.commit(batch.changes)?;
+        for order in &batch.orders {
+            self.reaper.expect(order.deadline);
+            let mut locked = self.shared.index.lock(&order.key);
+            locked.put(Slot::new(order));
+            locked.leases().void(&order.key);
+        }
         Ok(())
     }
 
@@ -271,7 +399,8 @@ impl Writer {
         })
     }
 
-    /// Rewrites the header of one value. What is not an envelope is removed.
+    /// Rewrites the header of one value. What is not an envelope is removed; a minimum version has
+    /// nothing to lose but its lease.
     fn expire(&mut self, tree: &Tree, key: &Bytes, wall: Millis) -> Result<(), Failure> {
         let held = self.shared.index.lock(key).live(self.shared.wall());
         let found = match held {
@@ -282,28 +411,62 @@ impl Writer {
             self.shared.index.leases().void(key);
             return Ok(());
         };
-        let Some(mut header) = Header::parse(value).filter(|_| value.len() > Header::LEN) else {
-            return self.remove(tree, std::slice::from_ref(key), Presence::Indexed);
+        let alone = value.len() == Header::LEN;
+        let mut header = match Header::parse(value) {
+            Some(header) if alone && header.version != 0 => {
+                self.shared.index.leases().void(key);
+                return Ok(());
+            }
+            Some(header) if !alone => header,
+            _ => return self.remove(tree, std::slice::from_ref(key), Presence::Indexed),
         };
         self.wait_for(tree, REMOVE_PATIENCE)?;
         header.fresh_until = header.fresh_until.min(wall);
         header.lease = None;
         header.lease_until = 0;
-        let mut stale = value.to_vec();
-        stale[..Header::LEN].copy_from_slice(&header.to_bytes());
+        let stale = record::entry_value(deadline, &header.to_bytes(), &value[Header::LEN..])
+            .map_err(TreeError::from)?;
         let mut changes = tree.changes();
-        let stale = record::entry_value(deadline, &stale).map_err(TreeError::from)?;
         changes.put(&record::entry_key(key), stale);
         tree.commit(changes)?;
         self.shared.index.leases().void(key);
         Ok(())
     }
 
-    fn delete_all(&mut self, keys: &[Bytes]) -> StoreResult<()> {
-        self.attempt(keys, |writer, tree| {
+    /// Moves the counter on before the first key goes, so that wherever a crash leaves a tag without
+    /// its record, the counter says that something happened.
+    fn delete_all(&mut self, keys: &[Bytes], counter: Option<&Bytes>) -> StoreResult<()> {
+        let doubtful: Vec<Bytes> = counter.into_iter().chain(keys).cloned().collect();
+        self.attempt(&doubtful, |writer, tree| {
+            if let Some(counter) = counter {
+                writer.move_on(tree, counter)?;
+            }
             writer.remove(tree, keys, Presence::Indexed)?;
             writer.synced(tree)
         })
+    }
+
+    fn sweep(&mut self, keys: &[Bytes], presence: Presence) -> StoreResult<u64> {
+        self.attempt(keys, |writer, tree| {
+            let mut removed = 0;
+            for key in keys {
+                removed += u64::from(writer.stands(tree, key)?);
+            }
+            writer.remove(tree, keys, presence)?;
+            Ok(removed)
+        })
+    }
+
+    /// Whether there is an entry under a key that has not expired, or a lease.
+    fn stands(&self, tree: &Tree, key: &Bytes) -> Result<bool, Failure> {
+        let wall = self.shared.wall();
+        let slot = self.shared.index.lock(key).live(wall);
+        let lives = match slot {
+            Some(slot) if slot.about_to_expire(wall) => self.held(tree, key)?.is_some(),
+            slot => slot.is_some(),
+        };
+        let now = self.shared.monotonic();
+        Ok(lives || self.shared.index.leases().standing(key, now).is_some())
     }
 
     /// Removes entries and ends the leases on them.
@@ -339,66 +502,8 @@ impl Writer {
         Ok(())
     }
 
-    fn begin_clear(&mut self, prefix: &[u8], reply: Reply<u64>) {
-        self.shared.index.leases().void_prefix(prefix);
-        if let Err(error) = self.shared.writable() {
-            return answer(reply, Err(error));
-        }
-        if self.clears.len() >= MAX_CLEARS {
-            return answer(reply, Err(self.shared.behind()));
-        }
-        let from = record::entry_key(prefix);
-        self.clears.push_back(Clearing {
-            to: record::end_of_prefix(&from),
-            from,
-            removed: 0,
-            reply,
-        });
-    }
-
-    /// Removes one batch of the oldest clear under way.
-    fn continue_clear(&mut self) {
-        let Some(mut clearing) = self.clears.pop_front() else {
-            return;
-        };
-        match self.attempt(&[], |writer, tree| writer.clear_chunk(tree, &mut clearing)) {
-            Ok(Progress::More) => self.clears.push_front(clearing),
-            Ok(Progress::Done) => answer(clearing.reply, Ok(clearing.removed)),
-            Err(error) => answer(clearing.reply, Err(error)),
-        }
-    }
-
-    fn clear_chunk(&mut self, tree: &Tree, clearing: &mut Clearing) -> Result<Progress, Failure> {
-        let found = tree.scan(&clearing.from, &clearing.to, CHUNK)?;
-        let wall = self.shared.wall();
-        let live = |value: &[u8]| record::split_entry(value).is_some_and(|(end, _)| wall < end);
-        let keys: Vec<Bytes> = found
-            .iter()
-            .filter_map(|(tree_key, _)| record::key_of_entry(tree_key))
-            .map(Bytes::copy_from_slice)
-            .collect();
-        let removed = found
-            .iter()
-            .zip(&keys)
-            .filter(|((_, value), key)| live(value) && self.shared.index.lock(key).slot().is_some())
-            .count();
-        self.remove(tree, &keys, Presence::OnDisk)?;
-        clearing.removed += removed as u64;
-        match found.last() {
-            Some((last, _)) if found.len() == CHUNK => {
-                clearing.from = last.to_vec();
-                clearing.from.push(0);
-                Ok(Progress::More)
-            }
-            _ => {
-                self.synced(tree)?;
-                Ok(Progress::Done)
-            }
-        }
-    }
-
     /// Syncs an invalidation, where that was asked for.
-    fn synced(&self, tree: &Tree) -> Result<(), Failure> {
+    pub(crate) fn synced(&self, tree: &Tree) -> Result<(), Failure> {
         match self.shared.options.durability {
             Durability::Process => Ok(()),
             Durability::SyncInvalidations => Ok(tree.sync(PersistMode::SyncData)?),
@@ -454,7 +559,7 @@ impl Writer {
     }
 
     /// Waits until a write would not block; gives up after `patience`.
-    fn wait_for(&self, tree: &Tree, patience: Duration) -> Result<(), Failure> {
+    pub(crate) fn wait_for(&self, tree: &Tree, patience: Duration) -> Result<(), Failure> {
         const STEP: Duration = Duration::from_millis(1);
         let until = self.pace.monotonic() + patience.as_millis() as Millis;
         while tree.behind() {
@@ -468,9 +573,6 @@ impl Writer {
 
     /// Syncs and closes the tree, and gives the directory free.
     fn close(&mut self) -> StoreResult<()> {
-        for clearing in std::mem::take(&mut self.clears) {
-            answer(clearing.reply, Err(self.shared.closed()));
-        }
         self.shared.set_health(Health::Closed);
         let tree = self.shared.tree_alone().take();
         let synced = match &tree {
@@ -495,9 +597,21 @@ pub(crate) enum Presence {
     OnDisk,
 }
 
-enum Progress {
-    More,
-    Done,
+/// What stands under a key: its deadline and its value.
+pub(crate) struct Held {
+    pub(crate) deadline: Millis,
+    record: fjall::Slice,
+}
+
+impl Held {
+    fn new(record: fjall::Slice) -> Option<Self> {
+        let (deadline, _) = record::split_entry(&record)?;
+        Some(Self { deadline, record })
+    }
+
+    pub(crate) fn value(&self) -> &[u8] {
+        record::split_entry(&self.record).map_or(&[], |(_, value)| value)
+    }
 }
 
 /// Sends an answer. Whoever asked may have gone; the change was made all the same.

@@ -109,6 +109,7 @@ async fn what_is_too_long_is_refused_before_anything_is_written() {
         key: name,
         value: Bytes::from(vec![0; len]),
         ttl: HOUR,
+        tags: None,
     };
     for wrong in [
         too_long(key("k"), 1_001),

@@ -14,7 +14,7 @@ use support::*;
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn the_sweep_gives_back_what_expired_entries_took() {
+async fn what_expired_entries_took_is_given_back() {
     let directory = tempfile::tempdir().unwrap();
     let clock = ManualClock::new();
     let disk = open_small(directory.path(), 8 << 20, &clock);
@@ -28,7 +28,7 @@ async fn the_sweep_gives_back_what_expired_entries_took() {
     let all = disk.stats().bytes;
     clock.advance(MINUTE);
     assert_eq!(get(&disk, &key("k0")).await, None);
-    // A busy writer sweeps between its jobs: enough jobs are a full pass.
+    // A busy writer looks between its jobs: enough jobs are a full pass.
     for _ in 0..2_000 {
         disk.ping().await.unwrap();
     }

@@ -9,7 +9,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use larder::store::{Store, StoreErrorKind};
+use larder::store::{Filled, LeaseToken, Store, StoreErrorKind};
 use larder_disk::{Disk, DiskErrorKind, DiskOptions};
 use larder_testkit::SmallDisk;
 use support::*;
@@ -96,7 +96,7 @@ async fn an_invalidation_on_a_full_disk_is_an_error_and_takes_effect_all_the_sam
     }
     assert!(disk.expire(&names[50..51], 1).await.is_err());
     assert!(set(&disk, &names[51], fresh("new")).await.is_err());
-    assert!(disk.clear(b"k1").await.is_err());
+    assert!(clear(&disk, b"k1").await.is_err());
 
     small.free().unwrap();
     healed(&disk).await;
@@ -112,6 +112,35 @@ async fn an_invalidation_on_a_full_disk_is_an_error_and_takes_effect_all_the_sam
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tag_invalidated_on_a_full_disk_is_never_valid_again() {
+    let small = small_disk();
+    let disk = open(&small.path());
+    let (name, tags, other) = (key("k"), [tag("t")], [tag("other")]);
+    set_tagged(&disk, &name, &tags, "old").await;
+    set_tagged(&disk, &key("kept"), &other, "kept").await;
+    let (loading, token) = (key("loading"), LeaseToken::random());
+    let since = lease_since(&disk, &loading, token).await;
+    small.fill_up().unwrap();
+    write_until_full(&disk).await;
+    let told = disk.delete(&tags, Some(&COUNTER)).await;
+    assert!(told.is_err(), "never Ok when not on disk");
+    assert_eq!(valid(&disk, &name, &tags).await, None, "at once");
+
+    small.free().unwrap();
+    healed(&disk).await;
+    let late = tagged_fill(&loading, token, &tags, since);
+    assert_eq!(disk.fill(&[late]).await.unwrap(), [Filled::Refused]);
+    assert_ne!(position(&disk).await.incarnation, since.incarnation);
+    assert_eq!(valid(&disk, &name, &tags).await, None);
+    set_tagged(&disk, &key("new"), &tags, "new").await;
+    assert_eq!(valid(&disk, &name, &tags).await, None);
+    disk.close().await.unwrap();
+    let disk = open(&small.path());
+    assert_eq!(valid(&disk, &name, &tags).await, None, "gone for good");
+    assert_eq!(valid(&disk, &key("kept"), &other).await.unwrap(), "kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_heals_again_and_again() {
     let small = small_disk();
     let disk = open(&small.path());
@@ -120,7 +149,7 @@ async fn it_heals_again_and_again() {
         write_until_full(&disk).await;
         small.free().unwrap();
         healed(&disk).await;
-        disk.clear(b"filler").await.unwrap();
+        clear(&disk, b"filler").await.unwrap();
         let name = key(format!("round{round}"));
         set(&disk, &name, fresh("v")).await.unwrap();
     }

@@ -84,6 +84,7 @@ async fn a_lease_ends_with_the_process_and_its_fill_is_refused() {
         token,
         value: fresh("late"),
         ttl: HOUR,
+        tags: None,
     };
     assert_eq!(disk.fill(&[fill]).await.unwrap(), [Filled::Refused]);
     assert_eq!(get(&disk, &name).await, None);

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use larder::{Cache, Larder, Read, Receipt, Source};
+use larder::{Cache, Delivery, Larder, Read, Source};
 use larder_disk::{Disk, DiskOptions};
 
 type Pages = Cache<u64, Vec<u8>>;
@@ -43,7 +43,10 @@ async fn what_was_loaded_before_a_restart_is_read_from_disk_after_it() {
             Source::Loader
         );
     }
-    assert_eq!(pages.invalidate(&7).await.unwrap(), Receipt::Acked);
+    assert_eq!(
+        pages.invalidate(&7).await.unwrap().delivery(),
+        Delivery::Acked
+    );
     let report = larder.shutdown(Duration::from_secs(5)).await;
     assert_eq!((report.abandoned, report.owed), (0, 0));
     drop((larder, pages));

@@ -1,4 +1,5 @@
-//! What a hit in Redis costs above a bare GET of the client library, in one run on one server.
+//! What a hit and a miss in Redis cost beside a bare GET of the client library, in one run on one
+//! server.
 //!
 //! ```text
 //! cargo run --release -p larder-redis --example hit_against_bare_get
@@ -22,13 +23,14 @@ use larder::store::{LeaseRequest, LeaseToken, Leased, Store, Write};
 use larder_redis::Redis;
 use larder_testkit::RedisServer;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncCommands, Script};
+use redis::{AsyncCommands, FromRedisValue, Script};
 
 const ROUNDS: usize = 300;
 const READS: usize = 100;
 const WARM_UP: usize = 20;
 const HOUR: Duration = Duration::from_secs(3_600);
 const LIMIT: usize = 16 << 20;
+const ABSENT: &[u8] = b"bench:absent";
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -53,13 +55,17 @@ enum Way {
     StoreGet,
     LeaseOnHit,
     ScriptOnHit,
+    ReadAndScriptOnMiss,
+    ScriptOnMiss,
 }
 
-const WAYS: [(Way, &str); 4] = [
+const WAYS: [(Way, &str); 6] = [
     (Way::BareGet, "bare GET"),
     (Way::StoreGet, "Store::get"),
     (Way::LeaseOnHit, "Store::lease, hit"),
     (Way::ScriptOnHit, "lease by EVALSHA alone, hit"),
+    (Way::ReadAndScriptOnMiss, "GETRANGE, then EVALSHA, miss"),
+    (Way::ScriptOnMiss, "lease by EVALSHA alone, miss"),
 ];
 
 async fn measure() {
@@ -88,10 +94,9 @@ async fn prepare(server: &RedisServer, payload: usize) -> Bench {
     let now = SystemClock::new().wall();
     let header = Header {
         fill_id: [7; 16],
-        lease: None,
-        lease_until: 0,
         fresh_until: now + 3_600_000,
         stale_until: now + 7_200_000,
+        ..Header::minimum(0)
     };
     let value: Bytes = [header.to_bytes().as_slice(), &vec![7; payload]]
         .concat()
@@ -101,19 +106,25 @@ async fn prepare(server: &RedisServer, payload: usize) -> Bench {
         key: key.clone(),
         value,
         ttl: HOUR,
+        tags: None,
     };
     store.set(&[write]).await.unwrap();
     let client = redis::Client::open(server.url()).unwrap();
     Bench {
         store,
         bare: client.get_multiplexed_async_connection().await.unwrap(),
-        script: Script::new(include_str!("../src/scripts/lease.lua")),
+        script: Script::new(concat!(
+            include_str!("../src/scripts/common.lua"),
+            include_str!("../src/scripts/counter.lua"),
+            include_str!("../src/scripts/lease.lua"),
+        )),
         keys: [key],
         request: LeaseRequest {
             token: LeaseToken::random(),
             stale_at: now,
             lease_for: HOUR,
             limit: LIMIT,
+            counter: None,
         },
     }
 }
@@ -125,7 +136,11 @@ impl Bench {
         let began = Instant::now();
         let length = self.read(way).await;
         let took = began.elapsed();
-        assert!(length > Header::LEN);
+        if matches!(way, Way::ReadAndScriptOnMiss | Way::ScriptOnMiss) {
+            let _: u64 = self.bare.del(ABSENT).await.unwrap();
+        } else {
+            assert!(length > Header::LEN);
+        }
         u64::try_from(took.as_nanos()).unwrap()
     }
 
@@ -147,20 +162,36 @@ impl Bench {
                 value.len()
             }
             Way::ScriptOnHit => {
-                let (state, value): (u8, Vec<u8>) = self
-                    .script
-                    .key(&*self.keys[0])
-                    .arg(&self.request.token.bits().to_be_bytes())
-                    .arg(&self.request.stale_at.to_be_bytes())
-                    .arg(3_600_000)
-                    .arg(LIMIT)
-                    .invoke_async(&mut self.bare)
-                    .await
-                    .unwrap();
+                let key = self.keys[0].clone();
+                let (state, value): (u8, Vec<u8>) = self.run_script(&key).await;
                 assert_eq!(state, 1);
                 value.len()
             }
+            Way::ReadAndScriptOnMiss => {
+                let nothing: Vec<u8> = self.bare.getrange(ABSENT, 0, LIMIT as isize).await.unwrap();
+                let (state, _): (u8, Option<Vec<u8>>) = self.run_script(ABSENT).await;
+                assert_eq!(state, 2);
+                nothing.len()
+            }
+            Way::ScriptOnMiss => {
+                let (state, _): (u8, Option<Vec<u8>>) = self.run_script(ABSENT).await;
+                assert_eq!(state, 2);
+                0
+            }
         }
+    }
+
+    async fn run_script<T: FromRedisValue>(&mut self, key: &[u8]) -> T {
+        self.script
+            .key(key)
+            .arg(&self.request.token.bits().to_be_bytes())
+            .arg(&self.request.stale_at.to_be_bytes())
+            .arg(3_600_000)
+            .arg(LIMIT)
+            .arg(&[7; 8])
+            .invoke_async(&mut self.bare)
+            .await
+            .unwrap()
     }
 }
 

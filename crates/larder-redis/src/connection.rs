@@ -92,6 +92,11 @@ impl Connection {
         }
     }
 
+    /// What it was made from, for those who connect by themselves.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.shared.plan
+    }
+
     /// Host and port, for messages.
     pub(crate) fn place(&self) -> &str {
         &self.shared.plan.place

@@ -33,7 +33,7 @@ pub(crate) fn refusal(place: &str, error: &ServerError) -> StoreError {
     if passes_by_itself(error) {
         return StoreError::unavailable(format!("Redis at {place} is not ready: {said}"));
     }
-    StoreError::refused(format!("Redis at {place} refused: {said}{}", remedy(code)))
+    StoreError::refused(format!("Redis at {place} refused: {said}{}", remedy(&said)))
 }
 
 /// What a request that was not answered, or a connection that was not made, means for the tier.
@@ -64,6 +64,12 @@ fn passes_by_itself(error: &ServerError) -> bool {
     error.kind().is_some_and(|kind| waiting.contains(&kind)) || error.code() == "BUSY"
 }
 
+/// The server has no such command, or the operator renamed it.
+pub(crate) fn is_unknown_command(error: &ServerError) -> bool {
+    let unknown = |details: &str| details.starts_with("unknown command");
+    error.details().is_some_and(unknown)
+}
+
 /// A server that does not know a command repeats its arguments, and those hold keys and values.
 fn without_arguments(details: Option<&str>) -> &str {
     let details = details.unwrap_or_default();
@@ -72,13 +78,22 @@ fn without_arguments(details: Option<&str>) -> &str {
 }
 
 /// What the operator can do, where it is not in the server's own words.
-fn remedy(code: &str) -> &'static str {
+fn remedy(said: &str) -> &'static str {
+    // What a script may not run shows as an error of the script.
+    let code = match said.split_once(' ') {
+        Some((_, details)) if details.contains("user executing the script") => "NOPERM",
+        Some((code, _)) => code,
+        None => said,
+    };
     match code {
         "OOM" => " (raise maxmemory, or set maxmemory-policy to allkeys-lru)",
         "READONLY" => " (the URL names a replica; name the primary)",
         "NOAUTH" => " (put the password into the URL: redis://:PASSWORD@HOST)",
-        "NOPERM" => " (grant the user of the URL this command and larder's keys)",
+        "NOPERM" => " (grant the user of the URL larder's commands, keys and channels)",
         "MOVED" | "ASK" | "CROSSSLOT" => " (a Redis Cluster is not supported)",
+        "ERR" if said.contains("unknown command") && said.contains("EVAL") => {
+            " (larder needs a server that runs Lua scripts)"
+        }
         _ => "",
     }
 }

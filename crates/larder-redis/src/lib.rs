@@ -13,25 +13,36 @@
 //! # }
 //! ```
 //!
-//! Needs Redis 5 or later, or any Valkey, as one server that takes writes.
+//! Needs Redis 5 or later, or any Valkey, as one server that takes writes, with Lua
+//! ([permissions](#permissions-on-the-server)).
 //!
 //! In reading order:
 //! - `options`: [`Redis`]' URL and [`RedisOptions`], checked into what the rest works with;
 //! - `store`: [`Redis`], each operation of [`Store`](larder::store::Store) as commands;
-//! - `scripts`: the four operations that read and write in one step, in Lua;
+//! - `scripts`: the operations that read and write in one step, in Lua;
+//! - `misses`: whether a read asks plainly first, or for a lease at once;
+//! - `bus`: [`RedisBus`], each operation of [`Backplane`](larder::backplane::Backplane), and the
+//!   connection that listens;
+//! - `command` and `reply`: what is sent, and what the answers mean;
 //! - `connection`: one connection for all callers that makes and heals itself;
 //! - `link`: a connection while it lasts, and the bound on what waits in it;
 //! - `error`: what a server's refusals mean for a tier.
-
+//!
+#![doc = include_str!("../docs/acl.md")]
 #![forbid(unsafe_code)]
 
+mod bus;
+mod command;
 mod connection;
 mod error;
 mod link;
+mod misses;
 mod options;
+mod reply;
 mod scripts;
 mod store;
 
+pub use bus::RedisBus;
 pub use error::ConfigError;
 pub use options::RedisOptions;
 pub use store::Redis;

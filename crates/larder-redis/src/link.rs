@@ -8,16 +8,18 @@ use std::task::Poll;
 
 use larder::clock::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, ServerError, Value};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::error::is_unknown_command;
 use crate::options::Plan;
 
 /// Commands that are sent together and answered in their order, one reply each.
 pub(crate) struct Batch {
     commands: Pipeline,
     payload_bytes: usize,
+    runs_scripts: bool,
 }
 
 /// What is written counts as one more command in flight for every so many bytes.
@@ -28,6 +30,7 @@ impl Batch {
         let mut batch = Self {
             commands: Pipeline::with_capacity(commands.len()),
             payload_bytes: 0,
+            runs_scripts: false,
         };
         for command in commands {
             batch.commands.add_command(command);
@@ -43,6 +46,14 @@ impl Batch {
     pub(crate) fn carrying(self, payload_bytes: usize) -> Self {
         Self {
             payload_bytes,
+            ..self
+        }
+    }
+
+    /// Says that the commands run scripts: a server without Lua is not asked.
+    pub(crate) fn running_scripts(self) -> Self {
+        Self {
+            runs_scripts: true,
             ..self
         }
     }
@@ -79,12 +90,46 @@ impl Identity {
     }
 }
 
-/// Makes a connection, has the server forget `ghost`, and asks it who we are. Servers before 6.2
-/// cannot say, and users may be forbidden to ask; they go without.
+/// What a server says about itself and us at the begin of a connection.
+#[derive(Default)]
+struct Greeting {
+    identity: Option<Identity>,
+    without_scripts: Option<ServerError>,
+}
+
+impl Greeting {
+    /// Reads the answers to CLIENT INFO and EVALSHA.
+    fn parse(replies: &[Value]) -> Self {
+        let [.., info, script] = replies else {
+            return Self::default();
+        };
+        let identity = match info {
+            Value::BulkString(info) => Identity::parse(&String::from_utf8_lossy(info)),
+            Value::VerbatimString { text, .. } => Identity::parse(text),
+            _ => None,
+        };
+        let without_scripts = match script {
+            Value::ServerError(error) if is_unknown_command(error) => Some(error.clone()),
+            _ => None,
+        };
+        Self {
+            identity,
+            without_scripts,
+        }
+    }
+}
+
+/// Makes a connection, has the server forget `ghost`, and asks it who we are and whether it runs
+/// scripts. Servers before 6.2 cannot say who we are, and users may be forbidden to ask; they go
+/// without.
+///
+/// A server that does not know EVALSHA repeats the arguments in its error, and if they are no text,
+/// as tokens are not, the client cannot read the answer and gives the connection up. So it is asked
+/// once with arguments that are text, for a script that nobody has.
 async fn connect(
     plan: &Plan,
     ghost: Option<Identity>,
-) -> RedisResult<(MultiplexedConnection, Option<Identity>)> {
+) -> RedisResult<(MultiplexedConnection, Greeting)> {
     let mut connection = plan
         .client
         .get_multiplexed_async_connection_with_config(&plan.config)
@@ -96,14 +141,10 @@ async fn connect(
         kill.arg("ADDR").arg(address.to_string());
     }
     commands.cmd("CLIENT").arg("INFO");
+    commands.cmd("EVALSHA").arg("0".repeat(40)).arg(0);
     let count = commands.len();
     let replies = connection.send_packed_commands(&commands, 0, count).await?;
-    let identity = match replies.last() {
-        Some(Value::BulkString(info)) => Identity::parse(&String::from_utf8_lossy(info)),
-        Some(Value::VerbatimString { text, .. }) => Identity::parse(text),
-        _ => None,
-    };
-    Ok((connection, identity))
+    Ok((connection, Greeting::parse(&replies)))
 }
 
 /// One connection while it lasts.
@@ -113,7 +154,7 @@ async fn connect(
 /// came, so that a server which does not answer is not sent ever more.
 pub(crate) struct Link {
     connection: MultiplexedConnection,
-    identity: Option<Identity>,
+    greeting: Greeting,
     /// Where commands are waited for whose callers went away.
     runtime: Handle,
     max_in_flight: u32,
@@ -139,13 +180,13 @@ impl Link {
     /// Connects, and has the server forget `ghost` before anything else is sent.
     pub(crate) async fn open(plan: &Plan, ghost: Option<Identity>) -> RedisResult<Self> {
         let patience = plan.options.connect_timeout;
-        let (connection, identity) = tokio::time::timeout(patience, connect(plan, ghost))
+        let (connection, greeting) = tokio::time::timeout(patience, connect(plan, ghost))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let max_in_flight = plan.options.max_in_flight;
         Ok(Self {
             connection,
-            identity,
+            greeting,
             runtime: Handle::current(),
             max_in_flight,
             places: Arc::new(Semaphore::new(max_in_flight as usize)),
@@ -157,7 +198,7 @@ impl Link {
 
     /// How the server knows this connection, if it says so.
     pub(crate) fn identity(&self) -> Option<&Identity> {
-        self.identity.as_ref()
+        self.greeting.identity.as_ref()
     }
 
     /// Whether it broke, or stopped answering for good: nothing should be sent on it any more.
@@ -180,6 +221,14 @@ impl Link {
         self: &Arc<Self>,
         batch: Arc<Batch>,
     ) -> Result<Vec<Value>, Trouble> {
+        if let Some(error) = self.greeting.without_scripts.as_ref()
+            && batch.runs_scripts
+        {
+            return Ok(vec![
+                Value::ServerError(error.clone());
+                batch.commands.len()
+            ]);
+        }
         let taken = self.take_places(batch.places()).await?;
         let places = taken.num_permits();
         let flight = Flight {

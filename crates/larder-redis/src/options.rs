@@ -36,6 +36,9 @@ pub struct RedisOptions {
     pub max_in_flight: u32,
     /// The longest value in bytes, envelope included. Default 16 MiB, at most 512 MiB.
     pub max_value_bytes: usize,
+    /// How many messages the journal of a bus keeps, some more at times. Whoever was away for more
+    /// of them has to ask for everything anew. Default 100,000, at most 10,000,000.
+    pub journal_messages: u32,
 }
 
 impl Default for RedisOptions {
@@ -46,6 +49,7 @@ impl Default for RedisOptions {
             reconnect_max_delay: Duration::from_millis(250),
             max_in_flight: 4_096,
             max_value_bytes: 16 << 20,
+            journal_messages: 100_000,
         }
     }
 }
@@ -54,6 +58,7 @@ impl Default for RedisOptions {
 const LONGEST_STRING: usize = 512 << 20;
 /// Recovery is promised within two seconds, so no pause may take much of that.
 const LONGEST_DELAY: Duration = Duration::from_millis(500);
+const LONGEST_JOURNAL: u32 = 10_000_000;
 
 /// A URL and options that were checked.
 pub(crate) struct Plan {
@@ -145,6 +150,8 @@ fn check(options: &RedisOptions) -> Result<(), ConfigError> {
         "max_in_flight is 0; a working value is 4096"
     } else if options.max_value_bytes == 0 || options.max_value_bytes > LONGEST_STRING {
         "max_value_bytes must be between 1 and 512 MiB, the longest string that Redis takes"
+    } else if options.journal_messages == 0 || options.journal_messages > LONGEST_JOURNAL {
+        "journal_messages must be between 1 and 10,000,000"
     } else {
         return Ok(());
     };
@@ -221,7 +228,7 @@ mod tests {
             change(&mut options);
             Plan::new("redis://localhost", options).err()
         };
-        let changes: [(&str, Change); 6] = [
+        let changes: [(&str, Change); 8] = [
             ("connect_timeout", |o| o.connect_timeout = Duration::ZERO),
             ("response_timeout", |o| o.response_timeout = Duration::ZERO),
             ("reconnect_max_delay", |o| {
@@ -230,6 +237,8 @@ mod tests {
             ("max_in_flight", |o| o.max_in_flight = 0),
             ("max_value_bytes", |o| o.max_value_bytes = 0),
             ("max_value_bytes", |o| o.max_value_bytes = usize::MAX),
+            ("journal_messages", |o| o.journal_messages = 0),
+            ("journal_messages", |o| o.journal_messages = u32::MAX),
         ];
         for (field, change) in changes {
             let message = with(change).unwrap().to_string();

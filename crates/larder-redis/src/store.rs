@@ -1,20 +1,29 @@
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use larder::backplane::Backplane;
 use larder::clock::{BoxFuture, Millis};
 use larder::envelope::Header;
 use larder::store::{
     Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreResult,
-    Write,
+    Swept, Tagged, Write,
 };
-use redis::{Cmd, ServerError, ServerErrorKind, Value};
+use redis::{Cmd, Value};
 
+use crate::bus::RedisBus;
+use crate::command::{
+    BATCH_COMMANDS, add_value, batches, get_range, keys_with_tags, last_byte, move_on,
+    new_incarnation, pattern_of, removal, set, weight, whole_millis, word,
+};
 use crate::connection::Connection;
 use crate::error::{ConfigError, refusal};
 use crate::link::Batch;
+use crate::misses::{First, Misses};
 use crate::options::{Plan, RedisOptions};
-use crate::scripts::{EXPIRE, FILL, LEASE, RELEASE, Repeat};
+use crate::reply::{Moved, Replies, is_not_available, moved};
+use crate::scripts::{Call, ENLIST, EXPIRE, FILL, LEASE, RELEASE, Repeat, SET};
 
 /// A Redis or Valkey server as a [`Store`].
 ///
@@ -22,14 +31,10 @@ use crate::scripts::{EXPIRE, FILL, LEASE, RELEASE, Repeat};
 /// them, and makes itself anew after a failure; a server that is away is an error of each call
 /// until it is back, never of [`Redis::new`].
 pub struct Redis {
-    connection: Connection,
+    connection: Arc<Connection>,
     max_value_bytes: usize,
+    misses: Misses,
 }
-
-/// How many commands one round trip carries at most.
-const BATCH_COMMANDS: usize = 1_000;
-/// How many bytes of values one round trip carries, unless a single value is longer.
-const BATCH_BYTES: usize = 16 << 20;
 
 impl Redis {
     /// The server at `url`, such as `redis://127.0.0.1`, with default [`RedisOptions`].
@@ -45,25 +50,60 @@ impl Redis {
     pub fn with_options(url: &str, options: RedisOptions) -> Result<Self, ConfigError> {
         let max_value_bytes = options.max_value_bytes;
         Ok(Self {
-            connection: Connection::new(Plan::new(url, options)?),
+            connection: Arc::new(Connection::new(Plan::new(url, options)?)),
             max_value_bytes,
+            misses: Misses::new(),
         })
     }
 
+    fn replies(&self) -> Replies<'_> {
+        Replies {
+            place: self.connection.place(),
+        }
+    }
+
+    /// Sends one command, twice if the connection turns out to be broken.
+    async fn ask(&self, command: Cmd) -> StoreResult<Value> {
+        let mut replies = self.connection.send_repeatable(Batch::one(command)).await?;
+        replies.pop().ok_or_else(|| self.replies().senseless())
+    }
+}
+
+// Reading and leasing.
+impl Redis {
     async fn read(&self, keys: &[Bytes], limit: usize) -> StoreResult<Vec<Option<Bytes>>> {
         let mut values = Vec::with_capacity(keys.len());
         for keys in keys.chunks(BATCH_COMMANDS) {
             let batch = Batch::of(keys.iter().map(|key| get_range(key, limit)));
             for reply in self.connection.send_repeatable(batch).await? {
-                values.push(self.value(reply)?);
+                values.push(self.replies().value(reply)?);
             }
         }
         Ok(values)
     }
 
-    /// Reads plainly first, so that a hit costs one native command; only what is not fresh goes
-    /// on to the script, which looks again.
+    /// Reads plainly first, or leases at once: see [`Misses`].
     async fn read_or_lease(
+        &self,
+        keys: &[Bytes],
+        request: &LeaseRequest,
+    ) -> StoreResult<Vec<Leased>> {
+        let leased = match self.misses.first() {
+            First::Read => self.read_then_lease(keys, request).await?,
+            First::Lease => {
+                let all: Vec<usize> = (0..keys.len()).collect();
+                self.take_leases(keys, &all, request).await?
+            }
+        };
+        let fresh = |leased: &&Leased| matches!(leased, Leased::Value(_));
+        let hits = leased.iter().filter(fresh).count();
+        self.misses.note(leased.len() - hits, leased.len());
+        Ok(leased)
+    }
+
+    /// A hit costs one native command; only what is not fresh goes on to the script, which looks
+    /// again.
+    async fn read_then_lease(
         &self,
         keys: &[Bytes],
         request: &LeaseRequest,
@@ -78,43 +118,85 @@ impl Redis {
             }
             leased.push(fresh.map_or(Leased::Held { stale: None }, Leased::Value));
         }
-        for open in open.chunks(BATCH_COMMANDS) {
-            let replies = self.take_leases(keys, open, request).await?;
-            for (&at, reply) in open.iter().zip(replies) {
-                leased[at] = self.leased(reply)?;
+        let taken = self.take_leases(keys, &open, request).await?;
+        for (at, taken) in open.into_iter().zip(taken) {
+            leased[at] = taken;
+        }
+        Ok(leased)
+    }
+
+    /// Runs the script for the keys at these places, and answers in their order.
+    async fn take_leases(
+        &self,
+        keys: &[Bytes],
+        places: &[usize],
+        request: &LeaseRequest,
+    ) -> StoreResult<Vec<Leased>> {
+        let token = word(request.token.bits());
+        let stale_at = word(request.stale_at);
+        let lease_for = whole_millis(request.lease_for);
+        let incarnation = new_incarnation();
+        let mut leased = Vec::with_capacity(places.len());
+        for places in places.chunks(BATCH_COMMANDS) {
+            let arguments = |call: &mut Call, at: usize| {
+                let key = &*keys[places[at]];
+                let run = match &request.counter {
+                    Some(counter) => call.keys(&[key, counter]),
+                    None => call.keys(&[key]),
+                };
+                run.arg(&token).arg(&stale_at).arg(lease_for);
+                run.arg(last_byte(request.limit)).arg(&incarnation);
+            };
+            let replies = LEASE
+                .run(
+                    &self.connection,
+                    Repeat::Harmless,
+                    places.len(),
+                    0,
+                    arguments,
+                )
+                .await?;
+            for reply in replies {
+                leased.push(self.replies().leased(reply)?);
             }
         }
         Ok(leased)
     }
 
-    async fn take_leases(
-        &self,
-        keys: &[Bytes],
-        open: &[usize],
-        request: &LeaseRequest,
-    ) -> StoreResult<Vec<Value>> {
-        let token = word(request.token.bits());
-        let stale_at = word(request.stale_at);
-        let lease_for = whole_millis(request.lease_for);
-        let arguments = |run: &mut Cmd, at: usize| {
-            run.arg(&*keys[open[at]]).arg(&token).arg(&stale_at);
-            run.arg(lease_for).arg(last_byte(request.limit));
-        };
-        LEASE
-            .run(&self.connection, Repeat::Harmless, open.len(), 0, arguments)
-            .await
-    }
-
-    async fn compare_and_fill(&self, fills: &[Fill]) -> StoreResult<Vec<Filled>> {
-        self.check_lengths(fills.iter().map(|fill| &fill.value))?;
-        let mut filled = Vec::with_capacity(fills.len());
-        for fills in batches(fills, |fill| fill.value.len()) {
-            let bytes = fills.iter().map(|fill| fill.value.len()).sum();
-            let arguments = |run: &mut Cmd, at: usize| {
-                let fill = &fills[at];
-                run.arg(&*fill.key).arg(&word(fill.token.bits()));
-                run.arg(&*fill.value).arg(whole_millis(fill.ttl));
+    async fn release_all(&self, keys: &[Bytes], token: LeaseToken) -> StoreResult<()> {
+        let token = word(token.bits());
+        for keys in keys.chunks(BATCH_COMMANDS) {
+            let arguments = |call: &mut Call, at: usize| {
+                call.keys(&[&*keys[at]]).arg(&token);
             };
+            let replies = RELEASE
+                .run(&self.connection, Repeat::Harmless, keys.len(), 0, arguments)
+                .await?;
+            self.replies().all_done(replies)?;
+        }
+        Ok(())
+    }
+}
+
+// Writing.
+impl Redis {
+    async fn compare_and_fill(&self, fills: &[Fill]) -> StoreResult<Vec<Filled>> {
+        for fill in fills {
+            self.check(&fill.value, fill.tags.as_ref())?;
+        }
+        let mut filled = Vec::with_capacity(fills.len());
+        for fills in batches(fills, |fill| weight(&fill.value, fill.tags.as_ref())) {
+            let arguments = |call: &mut Call, at: usize| {
+                let fill = &fills[at];
+                let tags = fill.tags.as_ref();
+                let run = call.keys(&keys_with_tags(&fill.key, tags));
+                run.arg(&word(fill.token.bits()));
+                add_value(run, &fill.value, fill.ttl, tags);
+            };
+            let bytes = fills
+                .iter()
+                .map(|fill| weight(&fill.value, fill.tags.as_ref()))
+                .sum();
             // A second run would find the token gone and deny that the first one stored.
             let replies = FILL
                 .run(
@@ -126,182 +208,205 @@ impl Redis {
                 )
                 .await?;
             for reply in replies {
-                filled.push(match self.count(reply)? {
-                    0 => Filled::Refused,
-                    _ => Filled::Stored,
+                filled.push(self.replies().filled(reply)?);
+            }
+        }
+        Ok(filled)
+    }
+
+    async fn write(&self, writes: &[Write]) -> StoreResult<Vec<Filled>> {
+        for write in writes {
+            self.check(&write.value, write.tags.as_ref())?;
+        }
+        let mut filled = Vec::with_capacity(writes.len());
+        for alike in writes.chunk_by(|one, next| is_plain(one) == is_plain(next)) {
+            for writes in batches(alike, |write| weight(&write.value, write.tags.as_ref())) {
+                let bytes = writes
+                    .iter()
+                    .map(|write| weight(&write.value, write.tags.as_ref()))
+                    .sum();
+                filled.append(&mut match writes.first().is_some_and(is_plain) {
+                    true => self.write_plainly(writes, bytes).await?,
+                    false => self.write_with_care(writes, bytes).await?,
                 });
             }
         }
         Ok(filled)
     }
 
-    async fn release_all(&self, keys: &[Bytes], token: LeaseToken) -> StoreResult<()> {
-        let token = word(token.bits());
-        for keys in keys.chunks(BATCH_COMMANDS) {
-            let arguments = |run: &mut Cmd, at: usize| {
-                run.arg(&*keys[at]).arg(&token);
-            };
-            let replies = RELEASE
-                .run(&self.connection, Repeat::Harmless, keys.len(), 0, arguments)
-                .await?;
-            self.all_done(replies)?;
-        }
-        Ok(())
+    /// Nothing that stands under the key can forbid these, so no script has to look.
+    async fn write_plainly(&self, writes: &[Write], bytes: usize) -> StoreResult<Vec<Filled>> {
+        let batch = Batch::of(writes.iter().map(set)).carrying(bytes);
+        self.replies()
+            .all_done(self.connection.send(batch).await?)?;
+        let stored = Filled::Stored {
+            versions: Vec::new(),
+        };
+        Ok(vec![stored; writes.len()])
     }
 
+    async fn write_with_care(&self, writes: &[Write], bytes: usize) -> StoreResult<Vec<Filled>> {
+        let arguments = |call: &mut Call, at: usize| {
+            let write = &writes[at];
+            // A write is newer than any invalidation that came before it.
+            let tags = write.tags.clone().map(|tags| Tagged {
+                since: None,
+                ..tags
+            });
+            let run = call.keys(&keys_with_tags(&write.key, tags.as_ref()));
+            add_value(run, &write.value, write.ttl, tags.as_ref());
+        };
+        // Run again it could undo what somebody else wrote meanwhile.
+        let replies = SET
+            .run(
+                &self.connection,
+                Repeat::Never,
+                writes.len(),
+                bytes,
+                arguments,
+            )
+            .await?;
+        let replies = replies.into_iter();
+        replies.map(|reply| self.replies().filled(reply)).collect()
+    }
+
+    /// Values that Redis would take and readers would cut are refused before they are sent, and
+    /// values whose tags do not match.
+    fn check(&self, value: &Bytes, tags: Option<&Tagged>) -> StoreResult<()> {
+        let limit = self.max_value_bytes;
+        if value.len() > limit {
+            return Err(StoreError::refused(format!(
+                "a value of {} bytes is over the limit of {limit} (RedisOptions::max_value_bytes)",
+                value.len()
+            )));
+        }
+        match tags {
+            Some(tags) if !has_versions(value, tags.records.len()) => Err(StoreError::refused(
+                "a value with tags must carry one version for each of their records",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+// Invalidating.
+impl Redis {
     async fn expire_all(&self, keys: &[Bytes], wall: Millis) -> StoreResult<()> {
         let wall = word(wall);
         for keys in keys.chunks(BATCH_COMMANDS) {
-            let arguments = |run: &mut Cmd, at: usize| {
-                run.arg(&*keys[at]).arg(&wall);
+            let arguments = |call: &mut Call, at: usize| {
+                call.keys(&[&*keys[at]]).arg(&wall);
             };
             let replies = EXPIRE
                 .run(&self.connection, Repeat::Harmless, keys.len(), 0, arguments)
                 .await?;
-            self.all_done(replies)?;
+            self.replies().all_done(replies)?;
         }
         Ok(())
     }
 
-    async fn write(&self, writes: &[Write]) -> StoreResult<()> {
-        self.check_lengths(writes.iter().map(|write| &write.value))?;
-        for writes in batches(writes, |write| write.value.len()) {
-            let bytes = writes.iter().map(|write| write.value.len()).sum();
-            let batch = Batch::of(writes.iter().map(set)).carrying(bytes);
-            self.all_done(self.connection.send(batch).await?)?;
+    async fn remove(&self, keys: &[Bytes], counter: Option<&Bytes>) -> StoreResult<()> {
+        let mut chunks = keys.chunks(BATCH_COMMANDS);
+        if let Some(counter) = counter {
+            let first = chunks.next().unwrap_or_default();
+            self.move_and_remove(counter, first).await?;
+        }
+        for keys in chunks {
+            self.unlink(keys.iter().map(|key| &**key)).await?;
         }
         Ok(())
     }
 
-    async fn remove(&self, keys: &[Bytes]) -> StoreResult<u64> {
-        let mut removed = 0;
-        for keys in keys.chunks(BATCH_COMMANDS) {
-            removed += self.unlink(keys.iter().map(|key| &**key)).await?;
+    /// One round trip of native commands: the counter moves, then the keys go.
+    async fn move_and_remove(&self, counter: &Bytes, keys: &[Bytes]) -> StoreResult<()> {
+        let names = keys.iter().map(|key| &**key);
+        let mut commands = move_on(counter).to_vec();
+        if !keys.is_empty() {
+            commands.push(removal("UNLINK", names.clone()));
         }
-        Ok(removed)
+        let batch = Batch::of(commands.into_iter());
+        let mut replies = self.connection.send_repeatable(batch).await?.into_iter();
+        match moved(replies.by_ref().take(2)) {
+            Moved::Yes => {}
+            // Once more for the keys, too: a fill may have come between them and the counter.
+            Moved::CannotBeWritten => {
+                let all = std::iter::once(&**counter).chain(names);
+                return self.unlink(all).await.map(drop);
+            }
+            Moved::Refused(error) => return Err(refusal(self.connection.place(), &error)),
+        }
+        match replies.next() {
+            Some(Value::ServerError(error)) if is_not_available(&error) => {
+                self.unlink(names).await.map(drop)
+            }
+            Some(reply) => self.replies().count(reply).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// UNLINK frees large values aside; where the server lacks it or forbids it, DEL does.
     async fn unlink<'k>(&self, keys: impl Iterator<Item = &'k [u8]> + Clone) -> StoreResult<u64> {
-        let command = |name| {
-            let mut command = redis::cmd(name);
-            keys.clone().for_each(|key| {
-                command.arg(key);
-            });
-            Batch::one(command)
-        };
-        let reply = self.ask(command("UNLINK")).await?;
+        let reply = self.ask(removal("UNLINK", keys.clone())).await?;
         match reply {
             Value::ServerError(error) if is_not_available(&error) => {
-                self.count(self.ask(command("DEL")).await?)
+                let reply = self.ask(removal("DEL", keys)).await?;
+                self.replies().count(reply)
             }
-            reply => self.count(reply),
+            reply => self.replies().count(reply),
         }
     }
 
-    /// Walks over all keys of the database in steps, and removes those under the prefix.
-    async fn remove_prefix(&self, prefix: &[u8]) -> StoreResult<u64> {
+    /// Walks over all keys of the database in steps, and removes those that it should.
+    async fn sweep_prefix(
+        &self,
+        prefix: &[u8],
+        condemned: &(dyn Fn(&[u8]) -> bool + Send + Sync),
+        progress: &(dyn Fn(Swept) + Send + Sync),
+    ) -> StoreResult<Swept> {
         let pattern = pattern_of(prefix);
-        let mut removed = 0;
+        let mut swept = Swept::default();
         let mut cursor = Vec::from(*b"0");
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(&*cursor).arg("MATCH").arg(&*pattern);
             scan.arg("COUNT").arg(BATCH_COMMANDS);
-            let (next, found) = self.scanned(self.ask(Batch::one(scan)).await?)?;
+            let (next, found) = self.replies().scanned(self.ask(scan).await?)?;
             // The server decides what a pattern matches; what may be removed is decided here.
             let ours = found.iter().filter(|key| key.starts_with(prefix));
             let ours: Vec<&[u8]> = ours.map(Vec::as_slice).collect();
-            for keys in ours.chunks(BATCH_COMMANDS) {
-                removed += self.unlink(keys.iter().copied()).await?;
+            swept.seen += ours.len() as u64;
+            let gone: Vec<&[u8]> = ours.into_iter().filter(|key| condemned(key)).collect();
+            for keys in gone.chunks(BATCH_COMMANDS) {
+                swept.removed += self.unlink(keys.iter().copied()).await?;
             }
+            progress(swept);
             if next == b"0" {
-                return Ok(removed);
+                return Ok(swept);
             }
             cursor = next;
         }
     }
 
-    /// Sends one command, twice if the connection turns out to be broken.
-    async fn ask(&self, command: Batch) -> StoreResult<Value> {
-        let mut replies = self.connection.send_repeatable(command).await?;
-        replies.pop().ok_or_else(|| self.senseless())
-    }
-
-    /// Values that Redis would take and readers would cut are refused before they are sent.
-    fn check_lengths<'v>(&self, mut values: impl Iterator<Item = &'v Bytes>) -> StoreResult<()> {
-        let limit = self.max_value_bytes;
-        match values.find(|value| value.len() > limit) {
-            Some(value) => Err(StoreError::refused(format!(
-                "a value of {} bytes is over the limit of {limit} (RedisOptions::max_value_bytes)",
-                value.len()
-            ))),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What replies mean.
-impl Redis {
-    /// A value, or that there is none: nothing, an empty string, or another type of Redis.
-    fn value(&self, reply: Value) -> StoreResult<Option<Bytes>> {
-        match reply {
-            Value::BulkString(bytes) if bytes.is_empty() => Ok(None),
-            Value::BulkString(bytes) => Ok(Some(bytes.into())),
-            Value::Nil => Ok(None),
-            Value::ServerError(error) if error.code() == "WRONGTYPE" => Ok(None),
-            other => Err(self.not_expected(other)),
-        }
-    }
-
-    fn leased(&self, reply: Value) -> StoreResult<Leased> {
-        let parts = match reply {
-            Value::Array(parts) => <[Value; 2]>::try_from(parts).map_err(|_| self.senseless())?,
-            other => return Err(self.not_expected(other)),
+    async fn note_member(
+        &self,
+        record: &Bytes,
+        member: u32,
+        keep: Duration,
+    ) -> StoreResult<Vec<u32>> {
+        let arguments = |call: &mut Call, _| {
+            let run = call.keys(&[&**record]);
+            let keep = if keep.is_zero() {
+                0
+            } else {
+                whole_millis(keep)
+            };
+            run.arg(member).arg(keep);
         };
-        let [state, value] = parts;
-        let value = self.value(value)?;
-        match (state, value) {
-            (Value::Int(1), Some(value)) => Ok(Leased::Value(value)),
-            (Value::Int(2), stale) => Ok(Leased::Acquired { stale }),
-            (Value::Int(3), stale) => Ok(Leased::Held { stale }),
-            _ => Err(self.senseless()),
-        }
-    }
-
-    fn scanned(&self, reply: Value) -> StoreResult<(Vec<u8>, Vec<Vec<u8>>)> {
-        if let Value::ServerError(error) = &reply {
-            return Err(refusal(self.connection.place(), error));
-        }
-        redis::from_redis_value(reply).map_err(|_| self.senseless())
-    }
-
-    fn count(&self, reply: Value) -> StoreResult<u64> {
-        match reply {
-            Value::Int(count) => Ok(count.try_into().unwrap_or(0)),
-            other => Err(self.not_expected(other)),
-        }
-    }
-
-    fn all_done(&self, replies: Vec<Value>) -> StoreResult<()> {
-        replies.into_iter().try_for_each(|reply| match reply {
-            Value::ServerError(error) => Err(refusal(self.connection.place(), &error)),
-            _ => Ok(()),
-        })
-    }
-
-    fn not_expected(&self, reply: Value) -> StoreError {
-        match reply {
-            Value::ServerError(error) => refusal(self.connection.place(), &error),
-            _ => self.senseless(),
-        }
-    }
-
-    fn senseless(&self) -> StoreError {
-        let place = self.connection.place();
-        StoreError::unavailable(format!(
-            "what answers at {place} does not answer as Redis does"
-        ))
+        let mut replies = ENLIST
+            .run(&self.connection, Repeat::Harmless, 1, 0, arguments)
+            .await?;
+        let reply = replies.pop().ok_or_else(|| self.replies().senseless())?;
+        self.replies().members(reply)
     }
 }
 
@@ -351,7 +456,7 @@ impl Store for Redis {
         Box::pin(self.release_all(keys, token))
     }
 
-    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<()>> {
+    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(self.write(writes))
     }
 
@@ -359,19 +464,41 @@ impl Store for Redis {
         Box::pin(self.expire_all(keys, wall))
     }
 
-    fn delete<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
-        Box::pin(async { self.remove(keys).await.map(drop) })
+    fn delete<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.remove(keys, counter))
     }
 
-    fn clear<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, StoreResult<u64>> {
-        Box::pin(self.remove_prefix(prefix))
+    fn sweep<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        condemned: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
+        progress: &'a (dyn Fn(Swept) + Send + Sync),
+    ) -> BoxFuture<'a, StoreResult<Swept>> {
+        Box::pin(self.sweep_prefix(prefix, condemned, progress))
+    }
+
+    fn enlist<'a>(
+        &'a self,
+        record: &'a Bytes,
+        member: u32,
+        keep: Duration,
+    ) -> BoxFuture<'a, StoreResult<Vec<u32>>> {
+        Box::pin(self.note_member(record, member, keep))
+    }
+
+    fn backplane(&self) -> Option<Arc<dyn Backplane>> {
+        Some(Arc::new(RedisBus::sharing(Arc::clone(&self.connection))))
     }
 
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
         Box::pin(async {
             self.connection.heal().await?;
-            let reply = self.ask(Batch::one(redis::cmd("PING"))).await?;
-            self.all_done(vec![reply])
+            let reply = self.ask(redis::cmd("PING")).await?;
+            self.replies().all_done(vec![reply])
         })
     }
 
@@ -383,106 +510,19 @@ impl Store for Redis {
     }
 }
 
-/// At most `limit` bytes and one more, which shows that there were more.
-fn get_range(key: &Bytes, limit: usize) -> Cmd {
-    let mut command = redis::cmd("GETRANGE");
-    command.arg(&**key).arg(0).arg(last_byte(limit));
-    command
-}
-
-/// Ranges of Redis include their end.
-fn last_byte(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-fn set(write: &Write) -> Cmd {
-    let mut command = redis::cmd("SET");
-    command.arg(&*write.key).arg(&*write.value);
-    command.arg("PX").arg(whole_millis(write.ttl));
-    command
-}
-
-/// The longest time to live, a hundred years: Redis refuses one that overflows its clock.
-const LONGEST_TTL_MS: u64 = 100 * 365 * 24 * 3_600 * 1_000;
-
-/// What Redis takes as a time: at least one millisecond.
-fn whole_millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis())
-        .unwrap_or(u64::MAX)
-        .clamp(1, LONGEST_TTL_MS)
-}
-
-/// A number as it stands in an envelope's header.
-fn word(number: u64) -> [u8; 8] {
-    number.to_be_bytes()
-}
-
 fn is_fresh(value: &Bytes, stale_at: Millis) -> bool {
     value.len() > Header::LEN
         && Header::parse(value).is_some_and(|header| header.fresh_until > stale_at)
 }
 
-/// The command does not exist there, or the user may not use it.
-fn is_not_available(error: &ServerError) -> bool {
-    let unknown = |details: &str| details.starts_with("unknown command");
-    error.kind() == Some(ServerErrorKind::NoPerm) || error.details().is_some_and(unknown)
+/// Whether nothing that stands under the key, and no tag, can forbid the write.
+fn is_plain(write: &Write) -> bool {
+    let version = Header::parse(&write.value).map_or(0, |header| header.version);
+    version == 0 && write.tags.is_none()
 }
 
-/// A glob that matches exactly the keys that begin with `prefix`.
-fn pattern_of(prefix: &[u8]) -> Vec<u8> {
-    let mut pattern = Vec::with_capacity(prefix.len() + 1);
-    for &byte in prefix {
-        if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\') {
-            pattern.push(b'\\');
-        }
-        pattern.push(byte);
-    }
-    pattern.push(b'*');
-    pattern
-}
-
-/// Splits into batches of bounded length and weight. A single item may be heavier.
-fn batches<T>(items: &[T], bytes_of: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
-    let mut rest = items;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = |item: &&T| {
-            bytes += bytes_of(item);
-            bytes <= BATCH_BYTES
-        };
-        let count = rest.iter().take(BATCH_COMMANDS).take_while(fits).count();
-        let (batch, left) = rest.split_at(count.max(1).min(rest.len()));
-        rest = left;
-        (!batch.is_empty()).then_some(batch)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_stay_within_what_redis_takes() {
-        assert_eq!(whole_millis(Duration::ZERO), 1);
-        assert_eq!(whole_millis(Duration::from_nanos(1)), 1);
-        assert_eq!(whole_millis(Duration::from_millis(1_500)), 1_500);
-        assert_eq!(whole_millis(Duration::MAX), LONGEST_TTL_MS);
-    }
-
-    #[test]
-    fn a_pattern_takes_its_prefix_literally() {
-        assert_eq!(pattern_of(b"shop:\xff"), b"shop:\xff*");
-        assert_eq!(pattern_of(br"a*b?c[d]\"), br"a\*b\?c\[d\]\\*");
-    }
-
-    #[test]
-    fn batches_are_bounded_in_length_and_weight() {
-        let lengths = |items: &[usize]| -> Vec<usize> {
-            batches(items, |item| *item).map(<[usize]>::len).collect()
-        };
-        assert_eq!(lengths(&[]), [0; 0]);
-        assert_eq!(lengths(&[1; 2_500]), [1_000, 1_000, 500]);
-        assert_eq!(lengths(&[BATCH_BYTES + 1, 1, BATCH_BYTES, 1]), [1, 1, 1, 1]);
-        assert_eq!(lengths(&[BATCH_BYTES / 2; 4]), [2, 2]);
-    }
+/// Whether so many versions stand behind the header.
+fn has_versions(value: &Bytes, records: usize) -> bool {
+    value.len() >= Header::LEN + 8 * records
+        && Header::parse(value).is_some_and(|header| usize::from(header.tag_count) == records)
 }

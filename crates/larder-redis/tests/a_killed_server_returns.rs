@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::*;
-use larder::store::Store;
+use larder::store::{Store, StoreErrorKind};
 use larder_testkit::RedisServer;
 
 #[tokio::test]
@@ -81,19 +81,19 @@ async fn calls_in_flight_end_in_an_answer_or_an_error() {
             let (store, done) = (store.clone(), done.clone());
             tokio::spawn(async move {
                 let (name, value) = (key(format!("k{n}")), fresh(format!("v{n}")));
-                let (mut answers, mut errors) = (0, 0);
-                while !done.load(Relaxed) {
+                // On a busy machine a caller may meet nothing but restarts; the last one is over.
+                let mut answers = 0;
+                while !done.load(Relaxed) || answers == 0 {
                     let _ = set(&store, &name, &value).await;
                     match get(&store, &name).await {
                         Ok(found) => {
                             assert!(found.is_none_or(|found| found == value));
                             answers += 1;
                         }
-                        Err(_) => errors += 1,
+                        Err(error) => assert_eq!(error.kind(), StoreErrorKind::Unavailable),
                     }
                     tokio::task::yield_now().await;
                 }
-                (answers, errors)
             })
         })
         .collect();
@@ -107,8 +107,11 @@ async fn calls_in_flight_end_in_an_answer_or_an_error() {
     heals_within(&store, Duration::from_secs(3)).await;
     done.store(true, Relaxed);
     for caller in callers {
-        let (answers, _) = caller.await.unwrap();
-        assert!(answers > 0);
+        let patience = Duration::from_secs(20);
+        tokio::time::timeout(patience, caller)
+            .await
+            .unwrap()
+            .unwrap();
     }
 }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::time::Duration;
 
 use larder::clock::{Clock, Millis, SystemClock};
-use larder::{Cache, Larder, Read, Receipt, Source, TierHealth};
+use larder::{Cache, Delivery, Larder, Read, Source, TierHealth};
 use larder_redis::Redis;
 use larder_testkit::RedisServer;
 
@@ -155,12 +155,16 @@ async fn what_was_invalidated_while_it_was_stopped_is_not_read_when_it_goes_on()
     let server = RedisServer::start().unwrap();
     let (larder, names) = open(&server.url());
     assert_eq!(
-        names.set(1, "old".to_owned()).await.unwrap(),
-        Receipt::Acked
+        names.set(1, "old".to_owned()).await.unwrap().delivery(),
+        Delivery::Acked
     );
     server.stop_signal().unwrap();
-    assert_eq!(names.invalidate(&1).await.unwrap(), Receipt::Queued);
-    assert_eq!(larder.tiers()[0].owed, 1);
+    assert_eq!(
+        names.invalidate(&1).await.unwrap().delivery(),
+        Delivery::Queued
+    );
+    // The entry, and the record of those that depend on it.
+    assert_eq!(larder.tiers()[0].owed, 2);
     assert_eq!(read(&names, 1).await.0, "loaded");
     server.cont_signal().unwrap();
     for _ in 0..100 {
@@ -168,5 +172,26 @@ async fn what_was_invalidated_while_it_was_stopped_is_not_read_when_it_goes_on()
     }
     until_closed(&larder).await;
     assert_eq!(read(&names, 1).await.0, "loaded");
-    assert_eq!((larder.tiers()[0].owed, larder.tiers()[0].repaired), (0, 1));
+    assert_eq!((larder.tiers()[0].owed, larder.tiers()[0].repaired), (0, 2));
+}
+
+/// Neither bus nor tier can be asked, and the source fails as well: what memory holds is all there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_nobody_to_ask_a_stale_entry_stands_in_for_a_load_that_fails() {
+    let server = RedisServer::start().unwrap();
+    server.kill9();
+    let (larder, _) = open(&server.url());
+    let prices: Cache<u64, String> = larder
+        .cache("prices")
+        .ttl("1ms")
+        .stale_on_error("1h")
+        .build()
+        .unwrap();
+    let read = prices.get_or_load(&1, |_| async { Ok::<_, io::Error>("old".to_owned()) });
+    assert_eq!(*read.await.unwrap(), "old");
+    SystemClock::new().sleep(Duration::from_millis(5)).await;
+    for _ in 0..10 {
+        let fails = |_| async { Err::<String, _>(io::Error::other("the source is gone")) };
+        assert_eq!(*prices.get_or_load(&1, fails).await.unwrap(), "old");
+    }
 }

@@ -106,6 +106,71 @@ async fn out_of_memory_reads_serve_and_invalidations_get_through() {
 }
 
 #[tokio::test]
+async fn out_of_memory_an_invalidation_by_tag_gets_through() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    let (counter, record) = (key("counter"), key("record"));
+    let [old, loading, beside] = ["old", "loading", "beside"].map(key);
+    let tags = |since| tag(&counter, &record, since);
+    set_tagged(&store, &old, HOUR, tags(None), 7).await.unwrap();
+    let token = LeaseToken::random();
+    let since = lease_at(&store, &loading, token, &counter).await.unwrap();
+    lease_at(&store, &beside, token, &counter).await.unwrap();
+    limit_memory(&server, "1");
+
+    invalidate(&store, &record, &counter).await.unwrap();
+    assert_eq!(get(&store, &record).await.unwrap(), None);
+    refused(fill_tagged(&store, &loading, token, tags(Some(since)), 8).await);
+    // Twice is as good: neither counter nor record is there any more.
+    invalidate(&store, &record, &counter).await.unwrap();
+    limit_memory(&server, "0");
+
+    for (name, proposed) in [(&loading, 8), (&beside, 9)] {
+        let filled = fill_tagged(&store, name, token, tags(Some(since)), proposed).await;
+        assert_eq!(filled.unwrap(), None, "it was loaded before");
+    }
+    let now = position(&store, &counter).await.unwrap();
+    assert_ne!(now.incarnation, since.incarnation);
+    let made = get(&store, &record).await.unwrap().unwrap();
+    assert_ne!(made[..8], 7_u64.to_be_bytes(), "the old entry is not valid");
+}
+
+#[tokio::test]
+async fn out_of_memory_a_counter_that_never_was_is_no_error() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    set(&store, &key("k"), &fresh("v")).await.unwrap();
+    limit_memory(&server, "1");
+    invalidate(&store, &key("k"), &key("counter"))
+        .await
+        .unwrap();
+    assert_eq!(get(&store, &key("k")).await.unwrap(), None);
+    store.delete(&[], Some(&key("counter"))).await.unwrap();
+    let names: Vec<_> = (0..2_500).map(|n| key(format!("{n}"))).collect();
+    store.delete(&names, Some(&key("counter"))).await.unwrap();
+    refused(store.enlist(&key("set"), 7, HOUR).await);
+}
+
+#[tokio::test]
+async fn out_of_memory_a_minimum_version_cannot_be_left_and_expire_removes_one() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    let (kept, other) = (key("kept"), key("other"));
+    let minimum = larder::envelope::Header::minimum(7).to_bytes();
+    let minimum = bytes::Bytes::copy_from_slice(&minimum);
+    set(&store, &kept, &minimum).await.unwrap();
+    limit_memory(&server, "1");
+    refused(set(&store, &other, &minimum).await);
+    expire(&store, &kept).await.unwrap();
+    assert_eq!(get(&store, &kept).await.unwrap(), None);
+}
+
+fn limit_memory(server: &RedisServer, bytes: &str) {
+    let limit = ["CONFIG", "SET", "maxmemory", bytes];
+    assert_eq!(server.command(&limit).unwrap(), Reply::Status("OK".into()));
+}
+
+#[tokio::test]
 async fn a_replica_serves_reads_and_refuses_writes() {
     let server = RedisServer::start().unwrap();
     let store = store_at(&server);
@@ -120,6 +185,8 @@ async fn a_replica_serves_reads_and_refuses_writes() {
     );
     refused(delete(&store, &name).await);
     refused(expire(&store, &name).await);
+    let error = refused(invalidate(&store, &name, &key("counter")).await).to_string();
+    assert!(error.contains("READONLY"), "{error}");
 }
 
 #[tokio::test]
@@ -135,7 +202,13 @@ async fn a_user_without_unlink_deletes_with_del() {
     delete(&store, &name).await.unwrap();
     assert_eq!(get(&store, &name).await.unwrap(), None);
     set(&store, &name, &fresh("v")).await.unwrap();
-    assert_eq!(store.clear(b"k").await.unwrap(), 1);
+    assert_eq!(clear(&store, b"k").await.unwrap(), 1);
+    set(&store, &name, &fresh("v")).await.unwrap();
+    let before = position(&store, &key("counter")).await.unwrap();
+    invalidate(&store, &name, &key("counter")).await.unwrap();
+    assert_eq!(get(&store, &name).await.unwrap(), None);
+    let now = position(&store, &key("counter")).await.unwrap();
+    assert_eq!(now.count, before.count + 1);
 }
 
 #[tokio::test]
@@ -164,7 +237,7 @@ async fn a_value_over_the_limit_is_refused_before_it_is_sent() {
     let long = fresh(vec![1; 1_000]);
     let error = refused(set(&store, &name, &long).await).to_string();
     assert!(
-        error.contains("1056") && error.contains("max_value_bytes"),
+        error.contains("1064") && error.contains("max_value_bytes"),
         "{error}"
     );
     refused(fill(&store, &name, token, &long).await);

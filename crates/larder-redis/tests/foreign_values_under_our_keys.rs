@@ -18,12 +18,12 @@ async fn fifty_megabytes_are_cut_at_the_server() {
     let found = get(&store, &name).await.unwrap().unwrap();
     assert_eq!(found.len(), LIMIT + 1);
     let leased = lease(&store, &name, LeaseToken::random()).await.unwrap();
-    assert_eq!(leased, Leased::Acquired { stale: None });
+    assert_eq!(leased, acquired());
     let sent = info(&server, "stats", "total_net_output_bytes") - before;
     assert!(sent < 3 * LIMIT as u64, "{sent} bytes were sent");
     assert_eq!(
         server.command(&[b"STRLEN", &*name]).unwrap(),
-        Reply::Integer(56)
+        Reply::Integer(64)
     );
 }
 
@@ -39,7 +39,7 @@ async fn a_cut_envelope_shows_that_it_was_cut() {
         set(&store, &name, &value).await.unwrap();
         let found = match lease(&store, &name, LeaseToken::random()).await.unwrap() {
             Leased::Value(value) if is_fresh => value,
-            Leased::Acquired { stale } if !is_fresh => stale.unwrap(),
+            Leased::Acquired { stale, .. } if !is_fresh => stale.unwrap(),
             other => panic!("{other:?}"),
         };
         assert_eq!(found.len(), LIMIT + 1);
@@ -82,11 +82,8 @@ async fn another_type_reads_as_nothing_and_spoils_no_batch() {
         assert!(matches!(server.command(&[b"TYPE", &**name]).unwrap(),
             Reply::Status(kind) if kind != "string"));
         let leased = lease(&store, name, token).await.unwrap();
-        assert_eq!(leased, Leased::Acquired { stale: None });
-        assert_eq!(
-            fill(&store, name, token, &value).await.unwrap(),
-            Filled::Stored
-        );
+        assert_eq!(leased, acquired());
+        assert_eq!(fill(&store, name, token, &value).await.unwrap(), stored());
         assert_eq!(get(&store, name).await.unwrap(), Some(value.clone()));
     }
 }
@@ -106,6 +103,132 @@ async fn set_and_delete_do_not_care_what_was_there() {
         server.command(&["EXISTS", "a list"]).unwrap(),
         Reply::Integer(0)
     );
+}
+
+#[tokio::test]
+async fn a_counter_of_another_type_is_replaced_and_an_invalidation_gets_through() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    let (name, counter, record) = (key("k"), key("counter"), key("record"));
+    let damages: [&[&[u8]]; 8] = [
+        &[b"SET", b"counter", b"x"],
+        &[b"RPUSH", b"counter", b"x"],
+        &[b"ZADD", b"counter", b"1", b"x"],
+        &[b"HSET", b"counter", b"i", b"short", b"n", b"1"],
+        &[b"HSET", b"counter", b"i", b"12345678", b"n", b"-1"],
+        &[b"HSET", b"counter", b"i", b"12345678", b"n", b"x"],
+        &[
+            b"HSET",
+            b"counter",
+            b"i",
+            b"12345678",
+            b"n",
+            b"9223372036854775807",
+        ],
+        &[b"HSET", b"counter", b"n", b"5"],
+    ];
+    for damage in damages {
+        let token = LeaseToken::random();
+        let since = lease_at(&store, &name, token, &counter).await.unwrap();
+        said(&server, &[b"DEL", b"counter"]);
+        said(&server, damage);
+        let tags = tag(&counter, &record, Some(since));
+        let filled = fill_tagged(&store, &name, token, tags, 7).await.unwrap();
+        assert_eq!(filled, None, "{damage:?}");
+        release(&store, &name, token).await.unwrap();
+
+        said(&server, &[b"DEL", b"counter"]);
+        said(&server, damage);
+        let anew = position(&store, &counter).await.unwrap();
+        assert_ne!(anew.incarnation, since.incarnation, "{damage:?}");
+        assert_eq!(
+            anew,
+            position(&store, &counter).await.unwrap(),
+            "{damage:?}"
+        );
+
+        let since = lease_at(&store, &name, token, &counter).await.unwrap();
+        said(&server, &[b"DEL", b"counter"]);
+        said(&server, damage);
+        set(&store, &key("gone"), &fresh("v")).await.unwrap();
+        invalidate(&store, &key("gone"), &counter).await.unwrap();
+        assert_eq!(get(&store, &key("gone")).await.unwrap(), None, "{damage:?}");
+        let tags = tag(&counter, &record, Some(since));
+        let filled = fill_tagged(&store, &name, token, tags, 7).await.unwrap();
+        assert_eq!(filled, None, "{damage:?}");
+        delete(&store, &name).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_record_of_another_type_is_missing_and_is_replaced() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    let (name, counter, record) = (key("k"), key("counter"), key("record"));
+    for damage in [
+        ["RPUSH", "record", "x"].as_slice(),
+        &["HSET", "record", "f", "x"],
+        &["SET", "record", ""],
+        &["SET", "record", "twenty-three bytes long"],
+    ] {
+        let token = LeaseToken::random();
+        let since = lease_at(&store, &name, token, &counter).await.unwrap();
+        invalidate(&store, &record, &counter).await.unwrap();
+        server.command(damage).unwrap();
+        assert!(
+            get(&store, &record)
+                .await
+                .unwrap()
+                .is_none_or(|r| r.len() != 24),
+            "{damage:?}"
+        );
+        let tags = |since| tag(&counter, &record, since);
+        let late = fill_tagged(&store, &name, token, tags(Some(since)), 7).await;
+        assert_eq!(late.unwrap(), None, "{damage:?}");
+        assert_eq!(get(&store, &record).await.unwrap().unwrap().len(), 24);
+        server.command(&["DEL", "record"]).unwrap();
+        server.command(damage).unwrap();
+        let written = set_tagged(&store, &name, HOUR, tags(None), 8).await;
+        assert_eq!(written.unwrap(), Some(8), "{damage:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_set_of_another_type_is_replaced_and_foreign_members_are_left_out() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    server.command(&["RPUSH", "set", "x"]).unwrap();
+    assert_eq!(store.enlist(&key("set"), 7, HOUR).await.unwrap(), [7]);
+    for member in ["x", "-1", "4294967296", "1.5", ""] {
+        let forever = ["ZADD", "set", "inf", member];
+        assert_eq!(server.command(&forever).unwrap(), Reply::Integer(1));
+    }
+    let mut members = store.enlist(&key("set"), 8, HOUR).await.unwrap();
+    members.sort_unstable();
+    assert_eq!(members, [7, 8]);
+}
+
+#[tokio::test]
+async fn an_entry_of_another_type_is_leased_filled_and_written_with_tags() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    let (name, counter, record) = (key("k"), key("counter"), key("record"));
+    server.command(&["RPUSH", "k", "x"]).unwrap();
+    let token = LeaseToken::random();
+    let since = lease_at(&store, &name, token, &counter).await.unwrap();
+    let tags = tag(&counter, &record, Some(since));
+    let filled = fill_tagged(&store, &name, token, tags.clone(), 7).await;
+    assert_eq!(filled.unwrap(), Some(7));
+    server.command(&["DEL", "k"]).unwrap();
+    server.command(&["RPUSH", "k", "x"]).unwrap();
+    assert_eq!(
+        fill_tagged(&store, &name, token, tags.clone(), 7)
+            .await
+            .unwrap(),
+        None
+    );
+    let written = set_tagged(&store, &name, HOUR, tags, 7).await;
+    assert_eq!(written.unwrap(), Some(7));
 }
 
 #[tokio::test]

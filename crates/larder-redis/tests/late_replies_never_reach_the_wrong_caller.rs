@@ -104,6 +104,7 @@ async fn call(store: &Redis, rng: &mut fastrand::Rng) {
             stale_at: 1,
             lease_for: HOUR,
             limit: LIMIT,
+            counter: None,
         };
         let read = store.lease(&names, &request);
         if let Some(found) = patient(polls, read).await {

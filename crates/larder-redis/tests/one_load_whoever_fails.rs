@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use larder::{Cache, ErrorKind, Larder, Receipt};
+use larder::{Cache, Delivery, ErrorKind, Larder};
 use larder_redis::Redis;
 use larder_testkit::{Gate, LoadCounter, RedisServer};
 
@@ -167,14 +167,17 @@ async fn what_one_larder_sets_another_reads_and_invalidates() {
     let other = open(&server);
     let theirs: Names = other.cache("names").load_deadline("10s").build().unwrap();
     assert_eq!(
-        names.set(7, "Ada".to_owned()).await.unwrap(),
-        Receipt::Acked
+        names.set(7, "Ada".to_owned()).await.unwrap().delivery(),
+        Delivery::Acked
     );
     assert_eq!(
         theirs.get(&7).await.unwrap().as_deref().map(String::as_str),
         Some("Ada")
     );
-    assert_eq!(theirs.invalidate(&7).await.unwrap(), Receipt::Acked);
+    assert_eq!(
+        theirs.invalidate(&7).await.unwrap().delivery(),
+        Delivery::Acked
+    );
     names.invalidate_in_memory(&7);
     assert_eq!(names.get(&7).await.unwrap(), None);
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use larder::store::{Fill, Filled, LeaseRequest, LeaseToken, Leased, Store};
+use larder::store::{Fill, LeaseRequest, LeaseToken, Leased, Store};
 use larder_testkit::RedisServer;
 
 #[tokio::test]
@@ -15,24 +15,21 @@ async fn every_script_is_loaded_again_by_the_call_that_misses_it() {
     for _ in 0..2 {
         flush(&server);
         let leased = lease(&store, &name, token).await.unwrap();
-        assert_eq!(leased, Leased::Acquired { stale: None });
+        assert_eq!(leased, acquired());
         flush(&server);
-        assert_eq!(
-            fill(&store, &name, token, &value).await.unwrap(),
-            Filled::Stored
-        );
+        assert_eq!(fill(&store, &name, token, &value).await.unwrap(), stored());
         flush(&server);
         expire(&store, &name).await.unwrap();
         let leased = lease(&store, &name, token).await.unwrap();
         assert!(
-            matches!(leased, Leased::Acquired { stale: Some(_) }),
+            matches!(leased, Leased::Acquired { stale: Some(_), .. }),
             "{leased:?}"
         );
         flush(&server);
         release(&store, &name, token).await.unwrap();
         let leased = lease(&store, &name, LeaseToken::random()).await.unwrap();
         assert!(
-            matches!(leased, Leased::Acquired { stale: Some(_) }),
+            matches!(leased, Leased::Acquired { stale: Some(_), .. }),
             "{leased:?}"
         );
         delete(&store, &name).await.unwrap();
@@ -50,9 +47,10 @@ async fn a_batch_is_answered_whole() {
         stale_at: now(),
         lease_for: HOUR,
         limit: LIMIT,
+        counter: None,
     };
     let leased = store.lease(&names, &request).await.unwrap();
-    assert_eq!(leased, vec![Leased::Acquired { stale: None }; names.len()]);
+    assert_eq!(leased, vec![acquired(); names.len()]);
     let fills: Vec<_> = names
         .iter()
         .map(|name| Fill {
@@ -60,25 +58,36 @@ async fn a_batch_is_answered_whole() {
             token,
             value: fresh(name),
             ttl: HOUR,
+            tags: None,
         })
         .collect();
     flush(&server);
     let filled = store.fill(&fills).await.unwrap();
-    assert_eq!(filled, vec![Filled::Stored; names.len()]);
-    // The first thousand learned it; the rest ran by the hash.
-    assert_eq!(calls(&server, "eval"), 2_000);
+    assert_eq!(filled, vec![stored(); names.len()]);
+    // The first of each taught it; the rest ran by the hash.
+    assert_eq!(calls(&server, "eval"), 2);
 }
 
 #[tokio::test]
-async fn a_hit_costs_one_plain_command() {
+async fn the_scripts_of_tags_and_sets_are_loaded_again_too() {
     let server = RedisServer::start().unwrap();
     let store = store_at(&server);
-    let (name, value) = (key("k"), fresh("v"));
-    set(&store, &name, &value).await.unwrap();
-    let leased = lease(&store, &name, LeaseToken::random()).await.unwrap();
-    assert_eq!(leased, Leased::Value(value));
-    assert_eq!(calls(&server, "getrange"), 1);
-    assert_eq!(calls(&server, "eval") + calls(&server, "evalsha"), 0);
+    let (name, counter, record) = (key("k"), key("counter"), key("record"));
+    for round in 0..2 {
+        flush(&server);
+        let token = LeaseToken::random();
+        let since = lease_at(&store, &name, token, &counter).await.unwrap();
+        flush(&server);
+        let tags = tag(&counter, &record, Some(since));
+        let filled = fill_tagged(&store, &name, token, tags.clone(), 7).await;
+        assert_eq!(filled.unwrap(), Some(7));
+        flush(&server);
+        let written = set_tagged(&store, &name, HOUR, tags, 8).await;
+        assert_eq!(written.unwrap(), Some(7));
+        flush(&server);
+        let members = store.enlist(&key("set"), round, HOUR).await.unwrap();
+        assert_eq!(members.len() as u32, round + 1);
+    }
 }
 
 fn flush(server: &RedisServer) {

@@ -11,9 +11,12 @@ pub(crate) const HELP: &str = "\
 larder - a cache with several tiers, and a shop to watch it at work
 
 Usage: larder demo [options]
+       larder feed plan|install|uninstall|status [options]
 
   demo                build a shop of 200,000 products on the first run, serve it through
                       the cache, and tell in a few short acts what the cache does
+  feed                what makes changed rows of a PostgreSQL database invalidate: show the
+                      SQL, install it, remove it, or say what waits to be applied
 
 Options of demo:
   --tier KIND         memory (the default), disk, redis, or redis=URL; redis alone starts
@@ -26,6 +29,12 @@ Options of demo:
   --products N        size of the shop (default 200000)
   --config FILE       settings in TOML; LARDER_* variables do the same, and flags come last
 
+Options of feed:
+  --config FILE       the tables and what their rows invalidate: [feed] in TOML
+  --database URL      postgres://USER:PASSWORD@HOST:PORT/DATABASE; without it DATABASE_URL
+                      of the environment, where other users do not see the password
+  --yes               install or uninstall without asking
+
   --help, --version";
 
 /// What the program was asked to do.
@@ -33,6 +42,8 @@ Options of demo:
 pub(crate) enum Command {
     /// Run the demo.
     Demo(DemoArgs),
+    /// Do something about the change feed of a database.
+    Feed(FeedArgs),
     /// Serve the shop as one of several processes: started by the demo itself.
     Worker,
     /// Print [`HELP`].
@@ -60,7 +71,40 @@ pub(crate) struct DemoArgs {
     pub(crate) tier: Option<String>,
 }
 
-const COMMANDS: [&str; 2] = ["demo", "help"];
+/// What follows on `larder feed`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FeedArgs {
+    /// The word behind `feed`.
+    pub(crate) verb: FeedVerb,
+    /// `--config`.
+    pub(crate) config: Option<PathBuf>,
+    /// `--database`.
+    pub(crate) database: Option<String>,
+    /// `--yes`.
+    pub(crate) yes: bool,
+}
+
+/// What is done about a change feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FeedVerb {
+    /// Show what installing would run.
+    Plan,
+    /// Show it, ask, and run it.
+    Install,
+    /// The same for removing.
+    Uninstall,
+    /// Say what waits, and who follows.
+    Status,
+}
+
+const COMMANDS: [&str; 3] = ["demo", "feed", "help"];
+const VERBS: [(&str, FeedVerb); 4] = [
+    ("plan", FeedVerb::Plan),
+    ("install", FeedVerb::Install),
+    ("uninstall", FeedVerb::Uninstall),
+    ("status", FeedVerb::Status),
+];
+const FEED_FLAGS: [&str; 4] = ["config", "database", "help", "yes"];
 const FLAGS: [&str; 8] = [
     "config", "data", "help", "once", "port", "products", "seconds", "tier",
 ];
@@ -75,6 +119,7 @@ pub(crate) fn parse(mut parser: Parser) -> anyhow::Result<Command> {
         Some(Arg::Long("version") | Arg::Short('V')) => Ok(Command::Version),
         Some(Arg::Value(command)) => match &*command.to_string_lossy() {
             "demo" => parse_demo(parser),
+            "feed" => parse_feed(parser),
             "help" => Ok(Command::Help),
             crate::demo::worker::COMMAND => Ok(Command::Worker),
             other => Err(Refusal::new(format!(
@@ -103,6 +148,37 @@ fn parse_demo(mut parser: Parser) -> anyhow::Result<Command> {
         }
     }
     Ok(Command::Demo(args))
+}
+
+fn parse_feed(mut parser: Parser) -> anyhow::Result<Command> {
+    let (mut verb, mut config, mut database, mut yes) = (None, None, None, false);
+    while let Some(arg) = parser.next().map_err(refuse)? {
+        match arg {
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("config") => config = Some(value(&mut parser, "config")?),
+            Arg::Long("database") => database = Some(value(&mut parser, "database")?),
+            Arg::Long("yes") => yes = true,
+            Arg::Value(word) if verb.is_none() => verb = Some(feed_verb(&word.to_string_lossy())?),
+            other => return Err(unknown(&other, &FEED_FLAGS)),
+        }
+    }
+    let verb = verb.ok_or_else(|| {
+        Refusal::new("feed needs a word behind it: plan, install, uninstall or status")
+    })?;
+    Ok(Command::Feed(FeedArgs {
+        verb,
+        config,
+        database,
+        yes,
+    }))
+}
+
+fn feed_verb(word: &str) -> anyhow::Result<FeedVerb> {
+    let found = VERBS.iter().find(|(known, _)| *known == word);
+    found.map(|(_, verb)| *verb).ok_or_else(|| {
+        let near = hint(word, VERBS.map(|(known, _)| known));
+        Refusal::new(format!("unknown command `feed {word}`{near}")).into()
+    })
 }
 
 fn value<T>(parser: &mut Parser, flag: &str) -> anyhow::Result<T>
@@ -161,6 +237,38 @@ mod tests {
             tier: Some("redis=redis://h".into()),
         };
         assert_eq!(args, expected);
+    }
+
+    #[test]
+    fn every_flag_of_a_feed_is_read() {
+        let line = "feed install --config c.toml --database postgres://h/d --yes";
+        let command = parse(Parser::from_args(line.split_whitespace())).expect("valid");
+        let Command::Feed(args) = command else {
+            panic!("not the feed");
+        };
+        let expected = FeedArgs {
+            verb: FeedVerb::Install,
+            config: Some("c.toml".into()),
+            database: Some("postgres://h/d".into()),
+            yes: true,
+        };
+        assert_eq!(args, expected);
+        assert_eq!(
+            refusal(&["feed"]),
+            "feed needs a word behind it: plan, install, uninstall or status"
+        );
+        assert_eq!(
+            refusal(&["feed", "instal"]),
+            "unknown command `feed instal`; did you mean `install`?"
+        );
+        assert_eq!(
+            refusal(&["feed", "plan", "--databse", "x"]),
+            "unknown option `--databse`; did you mean `--database`?"
+        );
+        assert_eq!(
+            refusal(&["feed", "plan", "install"]),
+            "unexpected argument `install`"
+        );
     }
 
     #[test]

@@ -253,9 +253,9 @@ fn read_file(path: &Path, names: &Names) -> anyhow::Result<toml::Table> {
 
 /// What is wrong in a text, and where: line and column, both from 1.
 #[derive(Debug)]
-struct Fault {
-    at: String,
-    what: String,
+pub(crate) struct Fault {
+    pub(crate) at: String,
+    pub(crate) what: String,
 }
 
 impl Fault {
@@ -269,7 +269,7 @@ impl Fault {
         }
     }
 
-    fn of(text: &str, error: &toml::de::Error) -> Self {
+    pub(crate) fn of(text: &str, error: &toml::de::Error) -> Self {
         let offset = error.span().map_or(0, |span| span.start);
         Self::new(text, offset, error.message().replace('\n', ": "))
     }

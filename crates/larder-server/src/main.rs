@@ -1,4 +1,5 @@
-//! The `larder` binary. `larder demo` serves a shop through the cache and tells what it sees.
+//! The `larder` binary. `larder demo` serves a shop through the cache and tells what it sees;
+//! `larder feed` installs what makes changed rows of a database invalidate.
 //!
 //! Exit codes: 0 when all went well, 1 when something failed or a claim of the demo did not hold,
 //! 2 when the command, the configuration or the surroundings have to be put right first.
@@ -7,6 +8,7 @@
 mod cli;
 mod config;
 mod demo;
+mod feed;
 mod os;
 mod refusal;
 mod term;
@@ -44,6 +46,7 @@ fn run(term: &term::Term) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(args) => runtime.block_on(demo::run(args, term)),
+        Command::Feed(args) => runtime.block_on(feed::run(args, term)),
         Command::Worker => runtime.block_on(demo::worker::run()),
     };
     // A query that still runs in a database thread must not hold up the end.

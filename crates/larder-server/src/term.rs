@@ -1,7 +1,7 @@
 //! The terminal: plain lines, with a little colour where somebody is looking.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Write};
 
 /// Writes lines to standard output.
 ///
@@ -31,6 +31,19 @@ impl Term {
     pub(crate) fn line(&self, text: impl Display) {
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+
+    /// Asks somebody at the keyboard; `None` if nobody is there. Only a plain yes is one.
+    pub(crate) fn ask(&self, question: impl Display) -> Option<bool> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return None;
+        }
+        let mut out = std::io::stdout().lock();
+        let _ = write!(out, "{question} [y/N] ").and_then(|()| out.flush());
+        let mut answer = String::new();
+        let read = stdin.lock().read_line(&mut answer).is_ok();
+        Some(read && matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 
     /// A heading with an empty line above it.

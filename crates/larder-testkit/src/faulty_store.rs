@@ -3,10 +3,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use larder::backplane::Backplane;
 use larder::clock::{BoxFuture, Clock, Millis};
 use larder::store::{
     Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError,
-    StoreErrorKind, StoreResult, Write,
+    StoreErrorKind, StoreResult, Swept, Write,
 };
 use tokio::sync::watch;
 
@@ -29,8 +30,10 @@ pub enum Operation {
     Expire,
     /// [`Store::delete`]
     Delete,
-    /// [`Store::clear`]
-    Clear,
+    /// [`Store::sweep`]
+    Sweep,
+    /// [`Store::enlist`]
+    Enlist,
     /// [`Store::ping`]
     Ping,
     /// [`Store::close`]
@@ -39,7 +42,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Get,
         Self::Lease,
         Self::Fill,
@@ -47,7 +50,8 @@ impl Operation {
         Self::Set,
         Self::Expire,
         Self::Delete,
-        Self::Clear,
+        Self::Sweep,
+        Self::Enlist,
         Self::Ping,
         Self::Close,
     ];
@@ -242,7 +246,7 @@ impl<S: Store> Store for FaultyStore<S> {
         Box::pin(self.meet(Operation::Release, self.store().release(keys, token)))
     }
 
-    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<()>> {
+    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(self.meet(Operation::Set, self.store().set(writes)))
     }
 
@@ -250,12 +254,36 @@ impl<S: Store> Store for FaultyStore<S> {
         Box::pin(self.meet(Operation::Expire, self.store().expire(keys, wall)))
     }
 
-    fn delete<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
-        Box::pin(self.meet(Operation::Delete, self.store().delete(keys)))
+    fn delete<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.meet(Operation::Delete, self.store().delete(keys, counter)))
     }
 
-    fn clear<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, StoreResult<u64>> {
-        Box::pin(self.meet(Operation::Clear, self.store().clear(prefix)))
+    fn sweep<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        condemned: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
+        progress: &'a (dyn Fn(Swept) + Send + Sync),
+    ) -> BoxFuture<'a, StoreResult<Swept>> {
+        let work = self.store().sweep(prefix, condemned, progress);
+        Box::pin(self.meet(Operation::Sweep, work))
+    }
+
+    fn enlist<'a>(
+        &'a self,
+        record: &'a Bytes,
+        member: u32,
+        keep: Duration,
+    ) -> BoxFuture<'a, StoreResult<Vec<u32>>> {
+        let work = self.store().enlist(record, member, keep);
+        Box::pin(self.meet(Operation::Enlist, work))
+    }
+
+    fn backplane(&self) -> Option<Arc<dyn Backplane>> {
+        self.store().backplane()
     }
 
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {

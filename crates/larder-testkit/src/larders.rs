@@ -26,7 +26,8 @@ pub fn larder(namespace: &str) -> (Larder, Arc<ManualClock>) {
     larder_with(namespace, |builder, _| builder)
 }
 
-/// The same with what `extend` adds, such as tiers, which may live by the same clock.
+/// The same with what `extend` adds, such as tiers, which may live by the same clock. There is no
+/// bus unless it adds one.
 ///
 /// Panics if the larder cannot be built.
 ///
@@ -43,7 +44,9 @@ pub fn larder_with(
     extend: impl FnOnce(LarderBuilder, &Arc<ManualClock>) -> LarderBuilder,
 ) -> (Larder, Arc<ManualClock>) {
     let clock = ManualClock::new();
-    let builder = Larder::builder(namespace).clock(clock.clone());
+    let builder = Larder::builder(namespace)
+        .clock(clock.clone())
+        .without_backplane();
     match extend(builder, &clock).build() {
         Ok(larder) => (larder, clock),
         Err(error) => panic!("no larder for the test: {error}"),

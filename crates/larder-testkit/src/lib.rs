@@ -16,13 +16,19 @@
 //! ```
 //!
 //! In reading order: [`larder()`] and [`settle`] · [`ManualClock`] · [`Gate`] and [`LoadCounter`]
-//! for loaders · [`MemoryStore`] and [`FaultyStore`] as tiers · [`store_suite!`] · [`RedisServer`] ·
-//! [`ChaosProxy`] in front of it · `SmallDisk` (Linux) · [`seeds`] for bounded random tests.
+//! for loaders · [`MemoryStore`] and [`FaultyStore`] as tiers · [`FaultyBus`] and
+//! [`Ear`] between processes · [`store_suite!`] and [`bus_suite!`] · [`RedisServer`] and
+//! [`PostgresServer`] · [`Twin`], another process · [`ChaosProxy`] in front of servers · `SmallDisk`
+//! (Linux) · [`seeds`] for bounded random tests.
 
 #![forbid(unsafe_code)]
 
+pub mod bus_suite;
 mod chaos_proxy;
+mod child;
+mod ear;
 mod error;
+mod faulty_bus;
 mod faulty_store;
 mod gate;
 mod larders;
@@ -30,6 +36,7 @@ mod load_counter;
 mod manual_clock;
 mod memory_store;
 mod ports;
+mod postgres_server;
 mod redis_server;
 mod resp;
 mod seeds;
@@ -37,18 +44,24 @@ mod seeds;
 mod small_disk;
 mod spawner;
 pub mod store_suite;
+mod twin;
 
+pub use bus_suite::BusSubject;
 pub use chaos_proxy::{ChaosProxy, Direction, LinkFault};
+pub use ear::Ear;
 pub use error::Error;
+pub use faulty_bus::{BusFault, BusOperation, FaultyBus};
 pub use faulty_store::{FaultyStore, Operation, StoreFault};
 pub use gate::Gate;
 pub use larders::{larder, larder_with, settle};
 pub use load_counter::{Load, LoadCounter};
 pub use manual_clock::ManualClock;
 pub use memory_store::MemoryStore;
+pub use postgres_server::PostgresServer;
 pub use redis_server::RedisServer;
 pub use resp::Reply;
 pub use seeds::{Seed, seeded, seeds};
 #[cfg(target_os = "linux")]
 pub use small_disk::SmallDisk;
 pub use store_suite::Subject;
+pub use twin::Twin;

@@ -1,14 +1,12 @@
 use std::fs::File;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
-use crate::{Error, Reply, ports, resp, spawner};
+use crate::{Error, Reply, child, ports, resp, spawner};
 
 /// A real `redis-server` of this test alone: its own port on 127.0.0.1, its own directory, nothing
 /// persisted. Dropping it ends the server and removes the directory.
@@ -127,13 +125,13 @@ impl RedisServer {
 
     /// Kills the server as `kill -9` does and waits until it is gone. A second call does nothing.
     pub fn kill9(&self) {
-        end(&mut self.child());
+        child::end(&mut self.child());
     }
 
     /// Starts it again on the same port and in the same directory, killing it first if it runs.
     pub fn restart(&self) -> Result<(), Error> {
         let mut child = self.child();
-        end(&mut child);
+        child::end(&mut child);
         let mut last = None;
         for _ in 0..RESTART_ATTEMPTS {
             match launch(self.port, self.password.as_deref(), &self.args, &self.dir) {
@@ -151,26 +149,12 @@ impl RedisServer {
     /// Stops the process with SIGSTOP and waits until it stands still: connections still open, and
     /// nothing answers any more.
     pub fn stop_signal(&self) -> Result<(), Error> {
-        let pid = self.signal(Signal::STOP)?;
-        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        waitid(WaitId::Pid(pid), stopped)
-            .map(drop)
-            .map_err(|e| Error::io("cannot wait for redis-server to stop", e.into()))
+        child::stop(&mut self.child(), "redis-server")
     }
 
     /// Lets a stopped process go on, with SIGCONT.
     pub fn cont_signal(&self) -> Result<(), Error> {
-        self.signal(Signal::CONT).map(drop)
-    }
-
-    fn signal(&self, signal: Signal) -> Result<Pid, Error> {
-        let mut child = self.child();
-        if !matches!(child.try_wait(), Ok(None)) {
-            return Err(Error::new("redis-server is not running"));
-        }
-        signal_to(&child, signal)
-            .map(|()| Pid::from_child(&child))
-            .map_err(|e| Error::io(format!("cannot send {signal:?} to redis-server"), e))
+        child::cont(&mut self.child(), "redis-server")
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
@@ -181,7 +165,7 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        end(self.child.get_mut().unwrap_or_else(PoisonError::into_inner));
+        child::end(self.child.get_mut().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -201,7 +185,7 @@ fn launch(
     match await_ready(&mut child, port, password) {
         Ok(()) => Ok(child),
         Err(why) => {
-            end(&mut child);
+            child::end(&mut child);
             let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
             let error = Error::new(format!(
                 "redis-server on port {port}: {why}; its log:\n{log}"
@@ -272,20 +256,4 @@ fn pause() {
 fn password_in(args: &[String]) -> Option<String> {
     let at = args.iter().position(|arg| arg == "--requirepass")?;
     args.get(at + 1).cloned()
-}
-
-/// Kills the process, stopped or not, and collects it. One that is already collected is left alone:
-/// its id may belong to somebody else by now.
-fn end(child: &mut Child) {
-    if !matches!(child.try_wait(), Ok(None)) {
-        return;
-    }
-    // The signal fails only for a process that is gone, which is what is wanted.
-    let _ = signal_to(child, Signal::CONT);
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-fn signal_to(child: &Child, signal: Signal) -> io::Result<()> {
-    kill_process(Pid::from_child(child), signal).map_err(io::Error::from)
 }

@@ -12,24 +12,34 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder::clock::{Clock, Millis, SystemClock};
 use larder::envelope::Header;
-use larder::store::{Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreErrorKind, Write};
+use larder::store::{
+    Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreErrorKind, Swept, Write,
+};
 
 use crate::ManualClock;
 
-mod clearing;
+mod counting;
+mod enlisting;
 mod filling;
 mod leasing;
 mod model;
 mod reading;
 mod releasing;
+mod sweeping;
+mod tagging;
+mod versioning;
 mod whole;
 mod writing;
 
-pub use clearing::*;
+pub use counting::*;
+pub use enlisting::*;
 pub use filling::*;
 pub use leasing::*;
 pub use reading::*;
 pub use releasing::*;
+pub use sweeping::*;
+pub use tagging::*;
+pub use versioning::*;
 pub use whole::*;
 pub use writing::*;
 
@@ -81,7 +91,7 @@ macro_rules! store_suite {
             a_fill_is_refused_after_delete
             a_fill_is_refused_after_set
             a_fill_is_refused_after_expire
-            a_fill_is_refused_after_clear
+            a_fill_is_refused_after_sweep
             a_fill_is_refused_after_release
             a_fill_is_refused_after_the_lease_ended
             tokens_are_compared_in_full
@@ -98,16 +108,68 @@ macro_rules! store_suite {
             delete_removes_values_and_leases
             a_value_is_gone_when_its_time_to_live_is_over
             extreme_times_are_taken
-            // Clearing
-            clear_removes_its_prefix_and_nothing_else
-            clear_takes_its_prefix_literally
-            clear_removes_many_keys
-            clear_ends_leases
+            // Versions
+            a_fill_below_the_version_of_the_value_is_refused
+            a_fill_below_a_minimum_version_is_refused
+            a_refused_fill_leaves_the_lease_as_it_is
+            a_minimum_version_survives_its_leases
+            a_lease_outlasts_the_minimum_version_under_it
+            release_keeps_a_minimum_version
+            expire_keeps_a_minimum_version
+            delete_removes_a_minimum_version
+            a_write_below_the_version_held_is_refused
+            a_minimum_version_replaces_older_values_only
+            a_minimum_version_voids_leases
+            a_refused_write_leaves_the_lease_as_it_is
+            a_minimum_version_ends_with_its_time_to_live
+            writes_of_a_batch_are_answered_in_order
+            // Counters
+            a_lease_comes_with_the_position_of_its_counter
+            a_counter_begins_with_a_random_incarnation
+            delete_moves_the_counter_that_it_names
+            delete_moves_the_counter_before_many_keys
+            a_counter_stays_until_it_is_removed
+            foreign_bytes_under_a_counter_are_replaced
+            // Tags
+            a_missing_record_is_made_as_proposed
+            versions_of_records_replace_those_proposed
+            a_value_may_have_many_tags
+            a_fill_from_another_incarnation_is_refused
+            a_fill_without_records_asks_for_the_incarnation
+            a_fill_older_than_a_record_is_refused
+            a_fill_without_a_record_is_refused_once_the_counter_moved
+            a_fill_whose_records_are_older_is_stored
+            a_fill_without_a_record_is_stored_while_the_counter_stands
+            a_refused_fill_makes_the_records_that_are_missing
+            a_write_with_tags_is_not_compared_with_the_counter
+            an_invalidated_tag_gets_another_version
+            a_record_is_kept_as_long_as_its_values
+            foreign_bytes_under_a_record_are_replaced
+            versions_and_tags_go_together
+            tagged_fills_of_a_batch_are_answered_in_order
+            a_tagged_value_is_leased_and_expired_like_any_other
+            // Removing by prefix
+            sweep_removes_its_prefix_and_nothing_else
+            sweep_takes_its_prefix_literally
+            sweep_removes_many_keys
+            sweep_ends_leases
+            sweep_removes_what_is_condemned
+            sweep_removes_records_of_every_kind
+            sweep_tells_how_far_it_got
+            // Sets
+            enlisted_members_are_returned
+            a_member_for_no_time_is_not_noted
+            a_member_ends_when_its_time_is_over
+            a_member_is_kept_for_the_longest_time_asked
+            extreme_times_of_members_are_taken
+            concurrent_members_are_all_kept
+            a_set_is_a_key_like_any_other
             // The rest
             the_store_describes_itself
             a_dropped_operation_leaves_the_store_usable
             random_sequences_agree_with_the_model
             no_fill_from_before_a_delete_ever_lands
+            no_fill_from_before_its_tag_was_invalidated_is_valid
         }
     };
     (@each $open:expr; $($property:ident)+) => {
@@ -276,6 +338,7 @@ impl Subject {
             stale_at: self.now(),
             lease_for,
             limit: LIMIT,
+            counter: None,
         }
     }
 
@@ -293,11 +356,16 @@ impl Subject {
 
     async fn set_for(&self, key: &Bytes, value: &Bytes, ttl: Duration) {
         let write = Write {
-            key: key.clone(),
-            value: value.clone(),
             ttl,
+            ..write(key, value)
         };
-        ok("set", self.store.set(&[write]).await);
+        assert_eq!(self.set_all(&[write]).await, [stored()]);
+    }
+
+    async fn set_all(&self, writes: &[Write]) -> Vec<Filled> {
+        let filled = ok("set", self.store.set(writes).await);
+        assert_eq!(filled.len(), writes.len(), "set answers every value");
+        filled
     }
 
     async fn set(&self, key: &Bytes, value: &Bytes) {
@@ -319,18 +387,30 @@ impl Subject {
     }
 
     async fn delete(&self, keys: &[Bytes]) {
-        ok("delete", self.store.delete(keys).await);
+        ok("delete", self.store.delete(keys, None).await);
     }
 
-    /// Removes the keys under `prefix`; `None` from a store that cannot, once it says so properly.
+    /// Removes all keys under `prefix` and says how many; `None` from a store that cannot.
     async fn clear(&self, prefix: impl AsRef<[u8]>) -> Option<u64> {
-        let result = self.store.clear(&self.key(prefix)).await;
-        if self.store.capabilities().clear {
-            return Some(ok("clear", result));
+        let swept = self.sweep(prefix, |_| true, |_| ()).await;
+        swept.map(|swept| swept.removed)
+    }
+
+    /// `None` from a store that cannot, once it says so properly.
+    async fn sweep(
+        &self,
+        prefix: impl AsRef<[u8]>,
+        condemned: impl Fn(&[u8]) -> bool + Send + Sync,
+        progress: impl Fn(Swept) + Send + Sync,
+    ) -> Option<Swept> {
+        let prefix = self.key(prefix);
+        let result = self.store.sweep(&prefix, &condemned, &progress).await;
+        if self.store.capabilities().sweep {
+            return Some(ok("sweep", result));
         }
         match result {
             Err(error) if error.kind() == StoreErrorKind::Unsupported => None,
-            other => panic!("a store without clear answers Unsupported, not {other:?}"),
+            other => panic!("a store without sweep answers Unsupported, not {other:?}"),
         }
     }
 
@@ -388,10 +468,9 @@ fn token() -> LeaseToken {
 fn envelope(fresh_until: Millis, stale_until: Millis, payload: impl AsRef<[u8]>) -> Bytes {
     let header = Header {
         fill_id: fastrand::u128(..).to_be_bytes(),
-        lease: None,
-        lease_until: 0,
         fresh_until,
         stale_until,
+        ..Header::minimum(0)
     };
     let payload = payload.as_ref();
     assert!(
@@ -407,6 +486,57 @@ fn fill(key: &Bytes, token: LeaseToken, value: &Bytes) -> Fill {
         token,
         value: value.clone(),
         ttl: HOUR,
+        tags: None,
+    }
+}
+
+fn write(key: &Bytes, value: &Bytes) -> Write {
+    Write {
+        key: key.clone(),
+        value: value.clone(),
+        ttl: HOUR,
+        tags: None,
+    }
+}
+
+/// The envelope with another version.
+fn with_version(envelope: &Bytes, version: u64) -> Bytes {
+    with_header(envelope, |header| header.version = version)
+}
+
+fn with_header(envelope: &Bytes, change: impl FnOnce(&mut Header)) -> Bytes {
+    let Some(mut header) = Header::parse(envelope) else {
+        panic!("{envelope:?} is no envelope");
+    };
+    change(&mut header);
+    [&header.to_bytes()[..], &envelope[Header::LEN..]]
+        .concat()
+        .into()
+}
+
+/// The envelope with these versions of tags, in place of as many that it has already.
+fn with_tags(envelope: &Bytes, versions: &[u64]) -> Bytes {
+    let had = versions_in(envelope).len();
+    let envelope = with_header(envelope, |header| {
+        header.tag_count = u16::try_from(versions.len()).unwrap_or(u16::MAX);
+    });
+    let words: Vec<u8> = versions.iter().flat_map(|v| v.to_be_bytes()).collect();
+    let rest = &envelope[Header::LEN + 8 * had..];
+    [&envelope[..Header::LEN], &words, rest].concat().into()
+}
+
+/// The versions of tags behind the header.
+fn versions_in(envelope: &[u8]) -> Vec<u64> {
+    let count = Header::parse(envelope).map_or(0, |header| usize::from(header.tag_count));
+    let words = envelope.get(Header::LEN..).unwrap_or_default().as_chunks();
+    let words = words.0.iter().take(count);
+    words.map(|word| u64::from_be_bytes(*word)).collect()
+}
+
+/// The answer to a value without tags that was stored.
+fn stored() -> Filled {
+    Filled::Stored {
+        versions: Vec::new(),
     }
 }
 
@@ -431,15 +561,25 @@ fn assert_acquired(leased: &Leased) {
     );
 }
 
+/// The answer where no value is and no counter was named.
+fn acquired_absent() -> Leased {
+    Leased::Acquired {
+        stale: None,
+        since: None,
+    }
+}
+
 #[track_caller]
 fn assert_acquired_absent(leased: &Leased) {
-    assert_eq!(*leased, Leased::Acquired { stale: None });
+    assert_eq!(*leased, acquired_absent());
 }
 
 #[track_caller]
 fn assert_acquired_stale(leased: &Leased, old: &Bytes) {
     match leased {
-        Leased::Acquired { stale: Some(stale) } if same_but_lease(stale, old) => {}
+        Leased::Acquired {
+            stale: Some(stale), ..
+        } if same_but_lease(stale, old) => {}
         other => panic!("expected the lease and the stale value, got {other:?}"),
     }
 }

@@ -29,6 +29,7 @@ fn write(value: &'static str) -> [Write; 1] {
         key: Bytes::from_static(b"k"),
         value: Bytes::from_static(value.as_bytes()),
         ttl: Duration::from_secs(60),
+        tags: None,
     }]
 }
 
@@ -117,7 +118,7 @@ async fn a_pause_stops_an_operation_on_either_side_of_its_work() {
             None => store.pause_before(Operation::Set),
             Some(_) => store.pause_after(Operation::Set),
         };
-        store.store().delete(&["k".into()]).await.unwrap();
+        store.store().delete(&["k".into()], None).await.unwrap();
         let paused = tokio::spawn({
             let store = store.clone();
             async move { store.set(&write("v")).await }

@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cache::Cache;
 use crate::entry::Held;
+use crate::key::{AsKey, CacheKey};
 use crate::options::Span;
 use crate::policy::Wishes;
+use crate::scope::Inherited;
+use crate::tags::{MAX_TAGS, name};
 
 /// What a load found, and how to keep it. Options given here come before those of the cache.
 ///
@@ -24,6 +28,10 @@ pub struct Loaded<V> {
     pub(crate) version: Option<u64>,
     pub(crate) etag: Option<Box<str>>,
     pub(crate) last_modified: Option<u64>,
+    /// By their inner names.
+    pub(crate) tags: Vec<Box<str>>,
+    /// What the reads inside the load bring with them.
+    pub(crate) inherited: Inherited,
     /// The first option that could not be understood.
     pub(crate) problem: Option<String>,
 }
@@ -50,6 +58,8 @@ impl<V> Loaded<V> {
             version: None,
             etag: None,
             last_modified: None,
+            tags: Vec::new(),
+            inherited: Inherited::default(),
             problem: None,
         }
     }
@@ -108,6 +118,56 @@ impl<V> Loaded<V> {
     #[must_use]
     pub fn last_modified(mut self, seconds: u64) -> Self {
         self.last_modified = Some(seconds);
+        self
+    }
+
+    /// Labels the entry: [`Larder::invalidate_tag`](crate::Larder::invalidate_tag) reaches it by
+    /// any of its tags, in every process and tier. A tag has 1 to 1,024 bytes, an entry at most
+    /// 1,000 of them.
+    ///
+    /// ```
+    /// use larder::Loaded;
+    ///
+    /// let found = Loaded::value("espresso").tags(["category:7", "brand:3"]);
+    /// ```
+    #[must_use]
+    pub fn tags<T: AsRef<str>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        for tag in tags {
+            match name::check(tag.as_ref()) {
+                Ok(()) if self.tags.len() <= MAX_TAGS => {
+                    self.tags.push(name::of_tag(tag.as_ref()));
+                }
+                Ok(()) => {}
+                Err(problem) => {
+                    self.problem.get_or_insert(problem);
+                }
+            }
+        }
+        self
+    }
+
+    /// Says that this entry was made from that of `key` in `cache`: whatever invalidates, writes or
+    /// tags that one invalidates this one too.
+    ///
+    /// Entries that a load reads from caches are its sources without being named; this is for those
+    /// that it gets in another way. What `key` itself depends on is known if its entry is in memory.
+    ///
+    /// # Errors
+    ///
+    /// A key that cannot be encoded makes the load fail with [`Key`](crate::ErrorKind::Key)'s words.
+    #[must_use]
+    pub fn depends_on<K, W, Q>(mut self, cache: &Cache<K, W>, key: &Q) -> Self
+    where
+        K: CacheKey,
+        W: Send + Sync + 'static,
+        Q: AsKey<K> + ?Sized,
+    {
+        match cache.source(key) {
+            Ok(source) => self.inherited.tags.extend(source),
+            Err(error) => {
+                self.problem.get_or_insert(error.to_string());
+            }
+        }
         self
     }
 

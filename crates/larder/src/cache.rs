@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +12,11 @@ use bytes::Bytes;
 use crate::answer::{Answer, Load, Loaded};
 use crate::clock::{Clock, Millis};
 use crate::codec::ValueCodec;
+use crate::courier::{Receipt, Why};
 use crate::entry::{Details, Held, Times};
 use crate::envelope::{self, Expect, Header, Rejected};
-use crate::error::{BoxError, Result};
+use crate::epoch::Moment;
+use crate::error::{BoxError, Error, Result};
 use crate::fence::Fence;
 use crate::fill::{Landing, Origin};
 use crate::flight::Flights;
@@ -25,9 +28,11 @@ use crate::options::{Read, Rules, Tiers};
 use crate::outcome::{Answered, Outcome, Source, State};
 use crate::overlay::Overlay;
 use crate::read::{self, Reply, Story};
+use crate::registry::{Home, Registry};
 use crate::stats::{CacheStats, Count, Counters};
-use crate::tier::{Sharing, Tier};
-use crate::write::{self, Receipt};
+use crate::tags::{Tag, name};
+use crate::tier::{Budget, Sharing, Tier};
+use crate::write;
 
 /// A cache of values `V` under keys `K`. Cheap to clone; clones are the same cache.
 ///
@@ -55,12 +60,15 @@ use crate::write::{self, Receipt};
 /// ```
 pub struct Cache<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     inner: Arc<Inner<K, V>>,
+    /// What the bus names caches to; it lives as long as any handle.
+    registry: Arc<Registry>,
 }
 
 impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Clone for Cache<K, V> {
     fn clone(&self) -> Self {
         Self {
             inner: Arc::clone(&self.inner),
+            registry: Arc::clone(&self.registry),
         }
     }
 }
@@ -185,7 +193,7 @@ where
     /// # Errors
     ///
     /// [`Key`](crate::ErrorKind::Key), [`Closed`](crate::ErrorKind::Closed). A tier that fails is
-    /// no error but [`Receipt::Queued`].
+    /// no error but [`Delivery::Queued`](crate::Delivery::Queued).
     pub async fn set(&self, key: K, value: impl Into<Loaded<V>>) -> Result<Receipt> {
         write::set(&self.inner, key, value.into()).await
     }
@@ -206,10 +214,61 @@ where
     /// # Errors
     ///
     /// [`Key`](crate::ErrorKind::Key), [`Closed`](crate::ErrorKind::Closed). A tier that cannot be
-    /// reached is no error but [`Receipt::Queued`].
+    /// reached is no error but [`Delivery::Queued`](crate::Delivery::Queued).
     pub async fn invalidate<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Receipt> {
-        let (hash, store_key) = self.address(key)?;
-        write::invalidate(&self.inner, hash, key.to_owned(), store_key).await
+        write::invalidate(&self.inner, key, Why::Invalidated).await
+    }
+
+    /// Removes `key` from every tier and process, and for 10 s keeps out every value whose
+    /// [version](Loaded::version) is below `version` or unknown.
+    ///
+    /// For loaders that read from a replica of the database, which may lag behind the write that
+    /// made the invalidation necessary: give the version that the write made. What such a loader
+    /// finds too old is given to its callers and not stored. A value of that version or a higher
+    /// one that is there already stays.
+    ///
+    /// # Errors
+    ///
+    /// As for [`invalidate`](Self::invalidate).
+    pub async fn invalidate_before<Q: AsKey<K> + ?Sized>(
+        &self,
+        key: &Q,
+        version: u64,
+    ) -> Result<Receipt> {
+        write::invalidate(&self.inner, key, Why::Before(version)).await
+    }
+
+    /// Removes every key that matches `glob` from every tier and process.
+    ///
+    /// The glob is matched against the key in plain text, the parts of a tuple joined by colons:
+    /// `*` is any run of characters, `?` one, `[a-z]` and `[!a-z]` one of a set or not, `\` takes
+    /// the next one literally. Memory is walked through; a shared tier is walked through in steps
+    /// (Redis: SCAN and UNLINK), which takes time in proportion to all of its keys. For what is invalidated often, a tag or a
+    /// [group](crate::CacheBuilder::groups) costs the same whatever the number of keys. `*` alone is
+    /// [`clear`](Self::clear).
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for a glob that cannot be read, and if a tier cannot
+    /// enumerate its keys; [`Closed`](crate::ErrorKind::Closed).
+    pub async fn invalidate_matching(&self, glob: &str) -> Result<Receipt> {
+        write::invalidate_matching(&self.inner, glob).await
+    }
+
+    /// Invalidates a group: every entry that [`CacheBuilder::groups`](crate::CacheBuilder::groups)
+    /// put into it, at the same cost whatever their number.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for a name that cannot be a tag,
+    /// [`Closed`](crate::ErrorKind::Closed).
+    pub async fn invalidate_group(&self, group: &str) -> Result<Receipt> {
+        name::check(group).map_err(Error::config)?;
+        let inner = &self.inner;
+        inner.shared.check_open()?;
+        inner.count(Count::Invalidation, 1);
+        let tag = name::of_group(&inner.name, group);
+        inner.shared.invalidate_tag(tag).await
     }
 
     /// Removes `key` from this process's memory alone. Needs no runtime.
@@ -224,15 +283,16 @@ where
     ///
     /// As for [`invalidate`](Self::invalidate).
     pub async fn expire<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Receipt> {
-        let (hash, store_key) = self.address(key)?;
-        write::expire(&self.inner, hash, key.to_owned(), store_key).await
+        write::invalidate(&self.inner, key, Why::Expired).await
     }
 
-    /// Removes every entry of this cache, of this version, from every tier.
+    /// Makes every entry of this cache, of all its schema versions, unreadable in every tier and
+    /// process, at the same cost whatever their number.
+    ///
+    /// The space that they take in the tiers is given back as their times end.
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) if a tier cannot enumerate its keys, and
     /// [`Closed`](crate::ErrorKind::Closed).
     pub async fn clear(&self) -> Result<Receipt> {
         write::clear(&self.inner).await
@@ -264,15 +324,27 @@ where
         &self.inner.name
     }
 
-    pub(crate) fn from_inner(inner: Arc<Inner<K, V>>) -> Self {
-        Self { inner }
+    pub(crate) fn inner(&self) -> &Arc<Inner<K, V>> {
+        &self.inner
     }
 
-    fn address<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<(u64, Bytes)> {
-        Ok((
-            self.inner.memory.hash(key),
-            key::encode(&self.inner.prefix, key)?,
-        ))
+    pub(crate) fn from_parts(inner: Arc<Inner<K, V>>, registry: Arc<Registry>) -> Self {
+        Self { inner, registry }
+    }
+
+    /// What an entry made from that of `key` inherits.
+    pub(crate) fn source<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Vec<Arc<Tag>>> {
+        let inner = &self.inner;
+        let logical = key::encode(b"", key)?;
+        let itself = inner.shared.tags.tag(&name::of_key(&inner.name, &logical));
+        let now = inner.clock().monotonic();
+        let hash = inner.memory.hash(key);
+        let carried = inner
+            .memory
+            .get(hash, key, now, |held| held.tags().to_vec());
+        let own = Arc::clone(inner.fence.own());
+        let carried = carried.into_iter().flatten();
+        Ok(carried.chain([itself, own]).collect())
     }
 }
 
@@ -373,8 +445,17 @@ where
     }
 }
 
+/// Which groups a key belongs to, as the user's function says.
+pub(crate) type Groups<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
+
 /// How heavy an entry is, as the user's function says.
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+
+/// An entry as a tier gave it, with the versions of its tags, that of the cache among them.
+pub(crate) struct Opened<V> {
+    pub(crate) held: Held<V>,
+    pub(crate) versions: Vec<(Arc<Tag>, u64)>,
+}
 
 /// What the clones of a cache share. It holds the parts of the engine and joins none of them:
 /// the ways through them are in `read.rs` and `write.rs`.
@@ -392,10 +473,16 @@ pub(crate) struct Inner<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     pub(crate) loads: [Arc<Flights<K, Landing<V>>>; 3],
     /// The flights of callers without a loader, which must not wait for a load.
     pub(crate) peeks: Arc<Flights<K, Landing<V>>>,
+    /// The flights of callers with and without a loader who want to see what this process has not
+    /// heard of yet.
+    pub(crate) unheard: [Arc<Flights<K, Landing<V>>>; 2],
     pub(crate) overlay: Overlay<V>,
     pub(crate) tiers: Box<[Arc<Tier>]>,
     pub(crate) codec: Option<ValueCodec<V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) groups: Option<Groups<K>>,
+    /// When the tiers have to be told again that this schema version is in use.
+    pub(crate) enlist_at: AtomicU64,
     pub(crate) turns: Turns,
     pub(crate) counters: Counters,
     pub(crate) shared: Arc<Shared>,
@@ -410,6 +497,41 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         self.counters.add(kind, amount);
     }
 
+    /// Whether nobody but this process's memory has to hear of what happens to this cache.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.tiers.is_empty() && self.shared.bus.is_none()
+    }
+
+    pub(crate) fn home(&self) -> Home {
+        if self.codec.is_some() {
+            Home::AboveTiers
+        } else {
+            Home::MemoryAlone
+        }
+    }
+
+    /// The inner names of the groups of a key.
+    pub(crate) fn groups_of(&self, key: &K) -> Result<Vec<Box<str>>> {
+        let groups = self.groups.iter().flat_map(|groups| groups(key));
+        let named = groups.map(|group| {
+            name::check(&group).map_err(Error::config)?;
+            Ok(name::of_group(&self.name, &group))
+        });
+        named.collect()
+    }
+
+    /// Sees to it that invalidations by other schema versions reach this one: once, before anything
+    /// of it stands in a shared tier.
+    pub(crate) async fn enlist(&self, budget: &mut Budget) {
+        let now = self.clock().monotonic();
+        if self.tiers.is_empty() || now < self.enlist_at.load(SeqCst) {
+            return;
+        }
+        if let Some(again) = self.shared.enlist(&self.name, self.version, budget).await {
+            self.enlist_at.store(again, SeqCst);
+        }
+    }
+
     /// The weight of an entry in bytes: what the user's function says, or the larger of its
     /// encoded and its shallow size, with the key and the reference count.
     pub(crate) fn weigh(&self, key: &K, key_len: usize, held: &Held<V>) -> u32 {
@@ -421,23 +543,21 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             }
         }
         let value = size_of::<V>().max(held.encoded_len as usize);
-        u32::try_from(value + key_len + 2 * size_of::<usize>()).unwrap_or(u32::MAX)
+        let tags: usize = held.tags().iter().map(|tag| tag.weight()).sum();
+        u32::try_from(value + tags + key_len + 2 * size_of::<usize>()).unwrap_or(u32::MAX)
     }
 
     /// An envelope as the tier at `depth` may keep it, and for how long.
     ///
-    /// A private tier above one that other processes write to does not hear of their changes any
-    /// more than memory does, so its copy lives no longer than memory's.
+    /// Without a bus, a private tier above one that other processes write to does not hear of their
+    /// changes any more than memory does, so its copy lives no longer than memory's.
     pub(crate) fn copy_for(
         &self,
         depth: usize,
         envelope: Bytes,
         ttl: Duration,
     ) -> (Bytes, Duration) {
-        let below_is_shared = self.tiers[depth + 1..]
-            .iter()
-            .any(|tier| tier.sharing() == Sharing::Shared);
-        if self.tiers[depth].sharing() == Sharing::Shared || !below_is_shared {
+        if self.shared.bus.is_some() || !self.is_above_shared(depth) {
             return (envelope, ttl);
         }
         let Some(header) = Header::parse(&envelope) else {
@@ -453,8 +573,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         (header.replaced_in(&envelope), ttl)
     }
 
-    /// Decodes an envelope into an entry of this cache.
-    pub(crate) fn open(&self, key: &[u8], bytes: &[u8], epoch: u64) -> Result<Held<V>, Rejected> {
+    /// Decodes an envelope into an entry of this cache. Whether its tags are those of today is not
+    /// known by that.
+    pub(crate) fn open(
+        &self,
+        key: &[u8],
+        bytes: &[u8],
+        began: Moment,
+    ) -> Result<Opened<V>, Rejected> {
         let opened = envelope::open(
             bytes,
             Expect {
@@ -476,15 +602,34 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
                 Some(Arc::new(value))
             }
         };
+        if opened.versions.is_empty() {
+            return Err(Rejected::Tags);
+        }
+        let names = opened.label.tags.iter().map(|name| &**name);
+        let tags = self.shared.tags.admit(names, began).ok_or(Rejected::Tags)?;
+        let versions = std::iter::once(self.fence.own())
+            .chain(&tags)
+            .cloned()
+            .zip(opened.versions)
+            .collect();
         let clock = &**self.clock();
-        Ok(Held {
+        let held = Held {
             value,
             times: Times::from_envelope(clock, &opened.header, &opened.label, self.memory_ttl),
-            epoch,
+            stamp: AtomicU64::new(began.stamp),
             load_ms: opened.label.load_ms,
             encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
-            details: Details::of(opened.label, self.tiers.is_empty()),
-        })
+            details: Details::of(opened.label, tags),
+        };
+        Ok(Opened { held, versions })
+    }
+
+    /// Whether a tier at this depth is above one that other processes write to.
+    pub(crate) fn is_above_shared(&self, depth: usize) -> bool {
+        self.tiers[depth].sharing() == Sharing::Private
+            && self.tiers[depth + 1..]
+                .iter()
+                .any(|tier| tier.sharing() == Sharing::Shared)
     }
 
     /// The flights of callers that look in the same tiers.
@@ -524,7 +669,21 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             Origin::Loader => Source::Loader,
             Origin::Nobody => Source::Nobody,
         };
-        Outcome::new(source, story, now)
+        let behind = match story.origin {
+            Origin::Memory | Origin::StandIn => self.behind(),
+            Origin::Tier(_) | Origin::Loader | Origin::Nobody => Some(Duration::ZERO),
+        };
+        Outcome::new(source, story, now, behind)
+    }
+
+    /// How far behind other processes memory may be at most.
+    fn behind(&self) -> Option<Duration> {
+        let shares = self.tiers.iter().any(|t| t.sharing() == Sharing::Shared);
+        match &self.shared.bus {
+            Some(_) => self.shared.behind(),
+            None if shares => Some(Duration::from_millis(self.memory_ttl)),
+            None => Some(Duration::ZERO),
+        }
     }
 
     pub(crate) fn stats(&self) -> CacheStats {

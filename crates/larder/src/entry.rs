@@ -1,12 +1,14 @@
 //! An entry as the memory tier holds it and as reads pass it on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::clock::{Clock, Millis};
 use crate::envelope::{Header, Label};
 use crate::options::LONGEST;
 use crate::policy::Lifetimes;
+use crate::tags::Tag;
 
 /// An entry in memory. Cloning it copies times and two pointers.
 #[derive(Debug)]
@@ -14,8 +16,8 @@ pub(crate) struct Held<V> {
     /// `None` says "there is no such value", and is an entry like any other.
     pub value: Option<Arc<V>>,
     pub times: Times,
-    /// The epoch of the cache when this was stored; an older one means the cache was cleared.
-    pub epoch: u64,
+    /// The epoch of its fill, or of the last time when somebody looked at it closely.
+    pub stamp: AtomicU64,
     /// How long the load took, in milliseconds.
     pub load_ms: u64,
     /// The length of the encoded value, in bytes; zero where it was never encoded.
@@ -25,32 +27,31 @@ pub(crate) struct Held<V> {
 }
 
 /// The rarely needed part of an entry.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Details {
-    pub fill_id: [u8; 16],
     pub version: Option<u64>,
     pub etag: Option<Box<str>>,
     pub last_modified: Option<u64>,
+    /// Without that of the cache, which all its entries have.
+    pub tags: Box<[Arc<Tag>]>,
 }
 
 impl Details {
-    /// The details of a new entry. Without tiers nobody compares fill ids, so that most entries
-    /// have none.
-    pub(crate) fn of(label: Label, alone: bool) -> Option<Arc<Self>> {
+    /// The details of a new entry; most have none.
+    pub(crate) fn of(label: Label, tags: Box<[Arc<Tag>]>) -> Option<Arc<Self>> {
         let Label {
-            fill_id,
             version,
             etag,
             last_modified,
             ..
         } = label;
         let plain = version.is_none() && etag.is_none() && last_modified.is_none();
-        (!alone || !plain).then(|| {
+        (!plain || !tags.is_empty()).then(|| {
             Arc::new(Self {
-                fill_id,
                 version,
                 etag,
                 last_modified,
+                tags,
             })
         })
     }
@@ -78,8 +79,83 @@ impl<V> Clone for Held<V> {
     fn clone(&self) -> Self {
         Self {
             value: self.value.clone(),
+            times: self.times,
+            stamp: AtomicU64::new(self.stamp()),
+            load_ms: self.load_ms,
+            encoded_len: self.encoded_len,
             details: self.details.clone(),
-            ..*self
+        }
+    }
+}
+
+impl<V> Held<V> {
+    pub(crate) fn stamp(&self) -> u64 {
+        // Whoever reads a stamp too old looks at the entry once more.
+        self.stamp.load(Relaxed)
+    }
+
+    /// Notes that nothing happened to the entry up to `epoch`.
+    pub(crate) fn stamp_anew(&self, epoch: u64) {
+        self.stamp.store(epoch, Relaxed);
+    }
+
+    /// The tags of the entry, without that of its cache.
+    pub(crate) fn tags(&self) -> &[Arc<Tag>] {
+        self.details.as_ref().map_or(&[], |details| &details.tags)
+    }
+
+    /// The version that the loader gave, or zero.
+    pub(crate) fn version(&self) -> u64 {
+        let version = self.details.as_ref().and_then(|details| details.version);
+        version.unwrap_or(0)
+    }
+
+    /// What stands in memory for a while after an invalidation that named the version to wait for:
+    /// nothing that can be served, and a bound for fills.
+    pub(crate) fn minimum(version: u64, stamp: u64, until: Millis) -> Self {
+        let details = Details {
+            version: Some(version),
+            ..Details::default()
+        };
+        Self {
+            value: None,
+            times: Times {
+                fresh_until: i64::MIN,
+                stale_until: until,
+                ..Times::default()
+            },
+            stamp: AtomicU64::new(stamp),
+            load_ms: 0,
+            encoded_len: 0,
+            details: Some(Arc::new(details)),
+        }
+    }
+
+    /// Whether this is no entry, but a bound for those to come.
+    pub(crate) fn is_minimum(&self) -> bool {
+        self.times.fresh_until == i64::MIN
+    }
+
+    /// Whether an entry of so high a version, zero for none, may take the place of this one.
+    pub(crate) fn gives_way_to(&self, version: u64) -> bool {
+        version >= self.version() || (version == 0 && !self.is_minimum())
+    }
+}
+
+#[cfg(test)]
+impl<V> Held<V> {
+    pub(crate) fn tagged(value: V, stamp: u64, tags: Box<[Arc<Tag>]>) -> Self {
+        let details = Details {
+            tags,
+            ..Details::default()
+        };
+        Self {
+            value: Some(Arc::new(value)),
+            times: Times::default(),
+            stamp: AtomicU64::new(stamp),
+            load_ms: 0,
+            encoded_len: 0,
+            details: Some(Arc::new(details)),
         }
     }
 }
@@ -217,11 +293,9 @@ mod tests {
 
     fn header(fresh_until: Millis, stale_until: Millis) -> Header {
         Header {
-            fill_id: [0; 16],
-            lease: None,
-            lease_until: 0,
             fresh_until,
             stale_until,
+            ..Header::minimum(0)
         }
     }
 

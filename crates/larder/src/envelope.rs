@@ -1,14 +1,17 @@
 //! How an entry looks as bytes in a shared tier.
 //!
 //! ```text
-//! 0        56                64
-//! | header | checksum (xxh3) | body: ids, times, key echo, tags, validators, payload |
-//! | mutable, outside the checksum | immutable: any flipped bit is a counted miss     |
+//! 0        64                     64 + 8n           72 + 8n
+//! | header | n versions of tags   | checksum (xxh3) | body: ids, times, key echo, tags, payload |
+//! | mutable, outside the checksum |                 | immutable: any flipped bit is a miss      |
 //! ```
 //!
 //! All integers of fixed width are big-endian. The header is rewritten in place by stores (leases,
-//! `expire`, renewal) and is validated on its own. A header with nothing behind it is a
-//! placeholder: the key is leased and has no value.
+//! `expire`, renewal) and is validated on its own; the versions are written by the store that keeps
+//! the records of the tags, in the same step that fills the value. The first version is that of the
+//! cache itself, which [`clear`](crate::Cache::clear) invalidates; the others belong to the tags
+//! that the body names, in its order. A header with nothing behind it is a placeholder: the key is
+//! leased, or has a minimum version, and has no value.
 //!
 //! Whatever a tier returns is treated as hostile: decoding never panics, and never allocates by a
 //! length that the bytes merely claim.
@@ -19,6 +22,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::clock::Millis;
 use crate::codec::{Compression, compress, decompress};
 use crate::store::LeaseToken;
+use crate::tags::MAX_TAGS;
+use crate::wire::{Reader, put_bytes, put_number};
 
 /// The mutable front of every envelope, [`Header::LEN`] bytes long.
 ///
@@ -26,14 +31,18 @@ use crate::store::LeaseToken;
 /// |---|---|---|
 /// | 0 | 4 | magic, `LRDR` |
 /// | 4 | 1 | format version, 1 |
-/// | 5 | 3 | reserved, zero |
+/// | 5 | 1 | reserved, zero |
+/// | 6 | 2 | how many versions of tags stand behind the header |
 /// | 8 | 16 | fill id: random, new with every fill |
 /// | 24 | 8 | lease token, zero for none |
 /// | 32 | 8 | lease deadline, milliseconds by the store's clock |
 /// | 40 | 8 | fresh until, wall milliseconds |
 /// | 48 | 8 | stale until, wall milliseconds |
+/// | 56 | 8 | version of the value, or the lowest that a placeholder lets in; zero for none |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// How many versions of tags stand behind the header, eight bytes each.
+    pub tag_count: u16,
     /// Random, new with every fill: tells whether two copies are of one fill.
     pub fill_id: [u8; 16],
     /// Who is loading, if anybody.
@@ -44,11 +53,14 @@ pub struct Header {
     pub fresh_until: Millis,
     /// Until when the value may be used at all, in wall milliseconds.
     pub stale_until: Millis,
+    /// The version of the value; in a placeholder, the lowest version that a fill must have. Zero
+    /// for none.
+    pub version: u64,
 }
 
 impl Header {
     /// Length in bytes.
-    pub const LEN: usize = 56;
+    pub const LEN: usize = 64;
     /// The first bytes of every envelope: magic and format version.
     pub const MAGIC: [u8; 5] = *b"LRDR\x01";
     /// Where the lease token stands.
@@ -59,15 +71,28 @@ impl Header {
     pub const FRESH_UNTIL_AT: usize = 40;
     /// Where stale-until stands.
     pub const STALE_UNTIL_AT: usize = 48;
+    /// Where the version stands.
+    pub const VERSION_AT: usize = 56;
 
     /// The header of a placeholder: a lease and no value.
     pub fn placeholder(lease: LeaseToken, lease_until: Millis) -> Self {
         Self {
-            fill_id: [0; 16],
             lease: Some(lease),
             lease_until,
+            ..Self::minimum(0)
+        }
+    }
+
+    /// The header of a placeholder without a lease, which lets in no value below `version`.
+    pub fn minimum(version: u64) -> Self {
+        Self {
+            tag_count: 0,
+            fill_id: [0; 16],
+            lease: None,
+            lease_until: 0,
             fresh_until: 0,
             stale_until: 0,
+            version,
         }
     }
 
@@ -80,13 +105,15 @@ impl Header {
                 .map_or(0, |raw| u64::from_be_bytes(*raw))
         };
         let header = Self {
+            tag_count: u16::from_be_bytes([bytes[6], bytes[7]]),
             fill_id: *bytes[8..].first_chunk()?,
             lease: LeaseToken::from_bits(word(Self::LEASE_AT)),
             lease_until: word(Self::LEASE_UNTIL_AT),
             fresh_until: word(Self::FRESH_UNTIL_AT),
             stale_until: word(Self::STALE_UNTIL_AT),
+            version: word(Self::VERSION_AT),
         };
-        let known = bytes[..5] == Self::MAGIC && bytes[5..8] == [0; 3];
+        let known = bytes[..5] == Self::MAGIC && bytes[5] == 0;
         (known && header.fresh_until <= header.stale_until).then_some(header)
     }
 
@@ -101,6 +128,7 @@ impl Header {
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..5].copy_from_slice(&Self::MAGIC);
+        bytes[6..8].copy_from_slice(&self.tag_count.to_be_bytes());
         bytes[8..24].copy_from_slice(&self.fill_id);
         let mut word =
             |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
@@ -108,15 +136,13 @@ impl Header {
         word(Self::LEASE_UNTIL_AT, self.lease_until);
         word(Self::FRESH_UNTIL_AT, self.fresh_until);
         word(Self::STALE_UNTIL_AT, self.stale_until);
+        word(Self::VERSION_AT, self.version);
         bytes
     }
 }
 
 /// The longest value that decompression may produce, in bytes.
 const MAX_RAW_BYTES: usize = 256 << 20;
-
-/// The most tags that one entry may carry.
-pub(crate) const MAX_TAGS: usize = 1_000;
 
 /// Everything an envelope says besides the value itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,8 +165,8 @@ pub(crate) struct Label {
     pub etag: Option<Box<str>>,
     /// When the origin last changed it, in seconds since the epoch.
     pub last_modified: Option<u64>,
-    /// Tags, each with the random version that held when the load began.
-    pub tags: Vec<(Box<str>, u64)>,
+    /// The tags, in the order of their versions.
+    pub tags: Vec<Box<str>>,
 }
 
 /// Why bytes from a tier are not an entry. Every one of these is a counted miss.
@@ -160,6 +186,8 @@ pub(crate) enum Rejected {
     Schema,
     /// A codec, compression or encryption that is not known here, or that does not decode.
     Codec,
+    /// A tag of it was invalidated while it was on its way, or it does not say whether one was.
+    Tags,
 }
 
 /// What the body of an envelope must match.
@@ -174,6 +202,8 @@ pub(crate) struct Expect<'a> {
 pub(crate) struct Opened {
     pub header: Header,
     pub label: Label,
+    /// The version of the cache and those of the tags; none of them is within the checksum.
+    pub versions: Vec<u64>,
     /// `None` for an entry that says "there is no such value".
     pub payload: Option<Payload>,
 }
@@ -189,23 +219,27 @@ const ABSENT: u8 = 1;
 const HAS_VERSION: u8 = 2;
 const HAS_ETAG: u8 = 4;
 const HAS_LAST_MODIFIED: u8 = 8;
-/// Where the checksum ends and the body begins.
-const BODY_AT: usize = Header::LEN + 8;
+/// The length of the checksum.
+const CHECKSUM: usize = 8;
 
-/// Writes a whole envelope. A payload over `compress_over` bytes is compressed where that helps.
+/// Writes a whole envelope, with these versions of its tags. A payload over `compress_over` bytes
+/// is compressed where that helps.
 pub(crate) fn seal(
     expect: Expect<'_>,
     label: &Label,
+    versions: &[u64],
     payload: Option<Payload>,
     compress_over: usize,
 ) -> Vec<u8> {
     let fresh_until = label.created.saturating_add(label.fresh_for);
     let header = Header {
+        tag_count: u16::try_from(versions.len()).unwrap_or(0),
         fill_id: label.fill_id,
         lease: None,
         lease_until: 0,
         fresh_until,
         stale_until: fresh_until.saturating_add(label.stale_for),
+        version: label.version.unwrap_or(0),
     };
     let absent = payload.is_none();
     let Payload { codec, bytes } = payload.unwrap_or(Payload {
@@ -215,9 +249,12 @@ pub(crate) fn seal(
     let raw_len = bytes.len();
     let (compression, packed) = compress(bytes, compress_over);
 
-    let mut out = Vec::with_capacity(BODY_AT + expect.key.len() + packed.len() + 40);
+    let sum_at = Header::LEN + 8 * usize::from(header.tag_count);
+    let body_at = sum_at + CHECKSUM;
+    let mut out = Vec::with_capacity(body_at + expect.key.len() + packed.len() + 40);
     out.extend_from_slice(&header.to_bytes());
-    out.extend_from_slice(&[0; 8]);
+    put_versions(&mut out, versions);
+    out.resize(body_at, 0);
     let flags = [
         (absent, ABSENT),
         (label.version.is_some(), HAS_VERSION),
@@ -228,8 +265,8 @@ pub(crate) fn seal(
         .into_iter()
         .filter(|(set, _)| *set)
         .fold(0, |all, (_, flag)| all | flag);
-    const NOT_ENCRYPTED: u8 = 0;
-    out.extend_from_slice(&[codec, compression.id(), NOT_ENCRYPTED, flags]);
+    // The upper half of the second byte is the encryption, of which there is none.
+    out.extend_from_slice(&[codec, compression.id(), flags]);
     put_bytes(&mut out, expect.key);
     put_number(&mut out, u64::from(expect.schema));
     for number in [
@@ -248,17 +285,37 @@ pub(crate) fn seal(
         put_bytes(&mut out, etag.as_bytes());
     }
     put_number(&mut out, label.tags.len() as u64);
-    for (tag, version) in &label.tags {
+    for tag in &label.tags {
         put_bytes(&mut out, tag.as_bytes());
-        out.extend_from_slice(&version.to_be_bytes());
     }
     if compression != Compression::None {
         put_number(&mut out, raw_len as u64);
     }
     out.extend_from_slice(&packed);
-    let checksum = xxh3_64(&out[BODY_AT..]);
-    out[Header::LEN..BODY_AT].copy_from_slice(&checksum.to_be_bytes());
+    let checksum = xxh3_64(&out[body_at..]);
+    out[sum_at..body_at].copy_from_slice(&checksum.to_be_bytes());
     out
+}
+
+/// The envelope with these versions in place of its own; as it is if it has another number of them.
+pub(crate) fn with_versions(envelope: &Bytes, versions: &[u64]) -> Bytes {
+    let end = Header::LEN + 8 * versions.len();
+    let fits = Header::parse(envelope)
+        .is_some_and(|header| usize::from(header.tag_count) == versions.len());
+    let Some(rest) = envelope.get(end..).filter(|_| fits) else {
+        return envelope.clone();
+    };
+    let mut copy = Vec::with_capacity(envelope.len());
+    copy.extend_from_slice(&envelope[..Header::LEN]);
+    put_versions(&mut copy, versions);
+    copy.extend_from_slice(rest);
+    Bytes::from(copy)
+}
+
+fn put_versions(out: &mut Vec<u8>, versions: &[u64]) {
+    for version in versions {
+        out.extend_from_slice(&version.to_be_bytes());
+    }
 }
 
 /// Takes an envelope apart, trusting nothing in it.
@@ -267,12 +324,17 @@ pub(crate) fn open(bytes: &[u8], expect: Expect<'_>) -> Result<Opened, Rejected>
     if bytes.len() == Header::LEN {
         return Err(Rejected::Placeholder);
     }
-    let body = bytes.get(BODY_AT..).ok_or(Rejected::Length)?;
-    if bytes[Header::LEN..BODY_AT] != xxh3_64(body).to_be_bytes() {
+    let mut body = Reader(&bytes[Header::LEN..]);
+    let versions: Option<Vec<u64>> = (0..header.tag_count)
+        .map(|_| body.chunk().map(|raw| u64::from_be_bytes(*raw)))
+        .collect();
+    let versions = versions.ok_or(Rejected::Length)?;
+    let checksum: &[u8; CHECKSUM] = body.chunk().ok_or(Rejected::Length)?;
+    if *checksum != xxh3_64(body.0).to_be_bytes() {
         return Err(Rejected::Checksum);
     }
-    let mut body = Reader(body);
-    let [codec, compression, encryption, flags] = *body.chunk().ok_or(Rejected::Length)?;
+    let [codec, packing, flags] = *body.chunk().ok_or(Rejected::Length)?;
+    let (compression, encryption) = (packing & 0x0f, packing >> 4);
     if body.bytes().ok_or(Rejected::Length)? != expect.key {
         return Err(Rejected::Key);
     }
@@ -280,6 +342,9 @@ pub(crate) fn open(bytes: &[u8], expect: Expect<'_>) -> Result<Opened, Rejected>
         return Err(Rejected::Schema);
     }
     let label = read_label(&mut body, flags, &header).ok_or(Rejected::Length)?;
+    if !versions.is_empty() && versions.len() != label.tags.len() + 1 {
+        return Err(Rejected::Length);
+    }
     let compression = Compression::from_id(compression).ok_or(Rejected::Codec)?;
     if encryption != 0 {
         return Err(Rejected::Codec);
@@ -288,6 +353,7 @@ pub(crate) fn open(bytes: &[u8], expect: Expect<'_>) -> Result<Opened, Rejected>
         return Ok(Opened {
             header,
             label,
+            versions,
             payload: None,
         });
     }
@@ -302,6 +368,7 @@ pub(crate) fn open(bytes: &[u8], expect: Expect<'_>) -> Result<Opened, Rejected>
     Ok(Opened {
         header,
         label,
+        versions,
         payload: Some(Payload { codec, bytes }),
     })
 }
@@ -329,62 +396,9 @@ fn read_label(body: &mut Reader<'_>, flags: u8, header: &Header) -> Option<Label
         .ok()
         .filter(|count| *count <= MAX_TAGS)?;
     for _ in 0..tags {
-        let tag = body.text()?;
-        label.tags.push((tag, u64::from_be_bytes(*body.chunk()?)));
+        label.tags.push(body.text()?);
     }
     Some(label)
-}
-
-/// LEB128: seven bits a byte, the lowest first.
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_number(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-/// A cursor that never reads past the end.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn chunk<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
-        let (chunk, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(chunk)
-    }
-
-    fn number(&mut self) -> Option<u64> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let [byte] = *self.chunk()?;
-            let bits = u64::from(byte & 0x7f);
-            if bits.leading_zeros() < shift {
-                return None;
-            }
-            number |= bits << shift;
-            if byte < 0x80 {
-                return Some(number);
-            }
-        }
-        None
-    }
-
-    fn bytes(&mut self) -> Option<&'a [u8]> {
-        let length = usize::try_from(self.number()?).ok()?;
-        let (bytes, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(bytes)
-    }
-
-    fn text(&mut self) -> Option<Box<str>> {
-        std::str::from_utf8(self.bytes()?).ok().map(Box::from)
-    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::StoreError;
-
 /// Any error, boxed: what loaders may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
@@ -83,11 +81,14 @@ impl Error {
         )
     }
 
-    /// A tier that cannot enumerate its keys was asked to clear them.
-    pub(crate) fn unsupported(tier: &str, cause: &StoreError) -> Self {
+    /// A tier that cannot enumerate its keys was asked for those that match a pattern.
+    pub(crate) fn unsupported(tier: &str) -> Self {
         Self::new(
             ErrorKind::Config,
-            format!("tier {tier} cannot do this: {cause}"),
+            format!(
+                "tier {tier} cannot enumerate its keys, so nothing can be invalidated by pattern \
+                 there; use a tag or a group"
+            ),
         )
     }
 

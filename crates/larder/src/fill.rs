@@ -9,12 +9,13 @@ use crate::answer::{Load, Stale};
 use crate::cache::Inner;
 use crate::clock::Millis;
 use crate::entry::Held;
+use crate::epoch::Moment;
 use crate::error::Error;
 use crate::fence::Mark;
 use crate::flight::Seat;
 use crate::outcome::State;
 use crate::policy;
-use crate::store::LeaseToken;
+use crate::store::{LeaseToken, Position};
 use crate::tasks::TaskKind;
 use crate::tier::Budget;
 
@@ -28,6 +29,9 @@ pub(crate) struct Landed<V> {
     pub held: Option<Held<V>>,
     pub origin: Origin,
     pub state: State,
+    /// When the load began, if what it brought was refused everywhere: something that it depends on
+    /// was invalidated since.
+    pub refused: Option<Moment>,
 }
 
 impl<V> Clone for Landed<V> {
@@ -46,6 +50,7 @@ impl<V> Landed<V> {
             held: None,
             origin: Origin::Nobody,
             state: State::Missing,
+            refused: None,
         }
     }
 
@@ -54,6 +59,7 @@ impl<V> Landed<V> {
             held: Some(held),
             origin,
             state: State::Fresh,
+            refused: None,
         }
     }
 
@@ -62,6 +68,7 @@ impl<V> Landed<V> {
             held: Some(held),
             origin,
             state: State::Stale,
+            refused: None,
         }
     }
 
@@ -71,6 +78,16 @@ impl<V> Landed<V> {
             held: Some(held),
             origin: Origin::Loader,
             state: State::NotStored,
+            refused: None,
+        }
+    }
+
+    /// The same for what was refused. Whoever came after the load began, and after anything that
+    /// may have been the reason, is not to have it.
+    pub(crate) fn refused(held: Held<V>, began: Moment) -> Self {
+        Self {
+            refused: Some(began),
+            ..Self::not_stored(held)
         }
     }
 
@@ -106,12 +123,20 @@ pub(crate) struct FillGuard<K: Send + Sync + 'static, V: Send + Sync + 'static> 
     leased: Vec<usize>,
     /// The depths of the tiers whose lease this fill asked for without an answer: it may hold it.
     unanswered: Vec<usize>,
+    /// Where the invalidations of the namespace stood when the lowest tier gave its lease.
+    since: Option<Position>,
+    /// Whether the lowest tier, which knows what is valid, said anything of the key.
+    lowest_answered: bool,
+    /// What memory holds and cannot vouch for.
+    suspect: Option<Held<V>>,
     /// The newest stale entry seen on the way: the stand-in if the load fails.
     stale: Option<Held<V>>,
     /// The stale entry that the loader was shown, which is the one that it may renew.
     shown: Option<Held<V>>,
     /// How stale an entry may be to content whoever leads this fill.
     max_stale: Option<Duration>,
+    /// Whether what this process has heard is not enough: the lowest tier has to be asked.
+    unheard: bool,
 }
 
 impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
@@ -134,9 +159,13 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
             token,
             leased: Vec::new(),
             unanswered: Vec::new(),
+            since: None,
+            lowest_answered: false,
+            suspect: None,
             stale: None,
             shown: None,
             max_stale: None,
+            unheard: false,
         }
     }
 
@@ -188,6 +217,24 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
         self
     }
 
+    /// Begins no earlier than a caller who came at `mark` and leads it: whoever takes over a lead
+    /// has seen nothing that was read before.
+    pub(crate) fn taken_over_at(mut self, mark: Mark) -> Self {
+        self.mark = self.mark.taken_over_at(mark);
+        self
+    }
+
+    /// Goes by what the lowest tier says alone, if this process has not heard enough.
+    pub(crate) fn unheard(mut self, unheard: bool) -> Self {
+        self.unheard = unheard;
+        self
+    }
+
+    /// Whether what this process has heard is not enough.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.unheard
+    }
+
     /// Whether this stale entry would content whoever leads this fill.
     pub(crate) fn is_content_with(&self, held: &Held<V>, now: Millis) -> bool {
         policy::may_stand_in(&held.times, now, self.max_stale)
@@ -203,9 +250,34 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
         self.unanswered.retain(|asked| *asked != depth);
     }
 
-    /// Notes that the lease of the tier at `depth` is held.
-    pub(crate) fn leased(&mut self, depth: usize) {
+    /// Notes that the lease of the tier at `depth` is held, and where the invalidations stood.
+    pub(crate) fn leased(&mut self, depth: usize, since: Option<Position>) {
         self.leased.push(depth);
+        self.since = since.or(self.since);
+    }
+
+    pub(crate) fn since(&self) -> Option<Position> {
+        self.since
+    }
+
+    /// Notes that the lowest tier said what it knows.
+    pub(crate) fn answers(&mut self) {
+        self.lowest_answered = true;
+    }
+
+    /// Whether the lowest tier said what it knows.
+    pub(crate) fn was_answered(&self) -> bool {
+        self.lowest_answered
+    }
+
+    /// Notes an entry in memory that may have been invalidated elsewhere.
+    pub(crate) fn suspects(&mut self, held: Held<V>) {
+        self.suspect = Some(held);
+    }
+
+    /// The entry in memory that stands in for tiers which cannot be asked.
+    pub(crate) fn unverified(&mut self) -> Option<Held<V>> {
+        self.suspect.take_if(|_| !self.lowest_answered)
     }
 
     pub(crate) fn holds_lease(&self, depth: usize) -> bool {

@@ -43,7 +43,7 @@ fn is_empty(sky: &Sky) -> bool {
 /// Callers that all want the key, the first `quitters` of which give up whenever they lead.
 fn callers(count: usize, quitters: usize) {
     let sky: Sky = Arc::new(Flights::new());
-    let mark = Fence::new().mark(1);
+    let mark = Fence::alone().mark(1);
     let landings = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (0..count)
         .map(|at| {
@@ -79,7 +79,7 @@ fn leaders_that_give_up_strand_nobody_under_any_schedule() {
 /// the bump must get 2.
 fn overtaken() {
     let sky: Sky = Arc::new(Flights::new());
-    let fence = Arc::new(Fence::new());
+    let fence = Arc::new(Fence::alone());
     let before = fence.mark(1);
     let old = {
         let (sky, fence) = (Arc::clone(&sky), Arc::clone(&fence));
@@ -110,7 +110,7 @@ fn those_who_insist_get_what_lands_under_any_schedule() {
     shuttle::check_random(
         || {
             let sky: Sky = Arc::new(Flights::new());
-            let mark = Fence::new().mark(1);
+            let mark = Fence::alone().mark(1);
             let (seat, own) = sky.board(1, &7, mark);
             drop(own);
             let waiting: Vec<_> = (0..2)

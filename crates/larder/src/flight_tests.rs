@@ -38,7 +38,7 @@ fn lead<T: Clone>(poll: Poll<Arrival<u32, T>>) -> Option<Seat<u32, T>> {
 }
 
 fn setup() -> (Sky, Fence, Mark) {
-    let fence = Fence::new();
+    let fence = Fence::alone();
     let mark = fence.mark(1);
     (Arc::new(Flights::new()), fence, mark)
 }

@@ -82,6 +82,15 @@ impl KeySink {
         Self { bytes, parts: 0 }
     }
 
+    /// Adds bytes as they are, without making a part of them.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn into_bytes(self) -> Bytes {
+        Bytes::from(self.bytes)
+    }
+
     /// Adds one part. Control characters, space, non-ASCII and `: % { }` are escaped as `%XX`.
     pub fn part(&mut self, raw: &[u8]) {
         if self.parts > 0 {
@@ -102,12 +111,12 @@ impl KeySink {
 
 /// Bytes that stand for themselves. Braces are not among them, so that no key can choose its
 /// Redis Cluster slot.
-fn is_plain(byte: u8) -> bool {
+pub(crate) fn is_plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b':' | b'%' | b'{' | b'}')
 }
 
 /// Undoes [`KeySink::part`], and refuses every spelling that it would not have written.
-fn unescape(encoded: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn unescape(encoded: &[u8]) -> Option<Vec<u8>> {
     let mut raw = Vec::with_capacity(encoded.len());
     let mut rest = encoded.iter();
     while let Some(&byte) = rest.next() {
@@ -127,7 +136,7 @@ fn unescape(encoded: &[u8]) -> Option<Vec<u8>> {
     Some(raw)
 }
 
-fn nibble(hex: u8) -> Option<u8> {
+pub(crate) fn nibble(hex: u8) -> Option<u8> {
     match hex {
         b'0'..=b'9' => Some(hex - b'0'),
         b'A'..=b'F' => Some(hex - b'A' + 10),
@@ -141,11 +150,38 @@ pub(crate) fn encode<Q: Key + ?Sized>(prefix: &[u8], key: &Q) -> Result<Bytes> {
     key.encode(&mut sink);
     match sink.bytes.len() {
         length if length == prefix.len() => Err(Error::key("the key is empty")),
-        length if length > MAX_KEY_BYTES => Err(Error::key(format!(
-            "the key takes {length} bytes encoded; at most {MAX_KEY_BYTES} are allowed"
-        ))),
+        length if length > MAX_KEY_BYTES => Err(too_long(length)),
         _ => Ok(Bytes::from(sink.bytes)),
     }
+}
+
+/// An error for bytes that no key encodes as.
+pub(crate) fn check(encoded: &[u8]) -> Result<()> {
+    let plain = |byte: &u8| is_plain(*byte) || matches!(byte, b':' | b'%');
+    match encoded.len() {
+        0 => Err(Error::key("the key is empty")),
+        length if length > MAX_KEY_BYTES => Err(too_long(length)),
+        _ if !encoded.iter().all(plain) => Err(Error::key("the key is not an encoded one")),
+        _ => Ok(()),
+    }
+}
+
+fn too_long(length: usize) -> Error {
+    Error::key(format!(
+        "the key takes {length} bytes encoded; at most {MAX_KEY_BYTES} are allowed"
+    ))
+}
+
+/// Names stand in keys as they are, so they hold nothing that would have to be escaped.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "{what} `{}` is not a name: use 1 to 64 letters, digits, `_`, `-` and `.`",
+        name.escape_default()
+    )))
 }
 
 macro_rules! integer_keys {

@@ -1,29 +1,36 @@
 //! `Larder`: what the caches of a service share, and how they are built.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::{Cache, Inner, Weigher};
+use crate::backplane::Backplane;
+use crate::bus::{BusStats, Census, Member};
+use crate::cache::{Cache, Groups, Inner, Weigher};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::{Codec, ValueCodec};
+use crate::courier::{Courier, Errand, Receipt};
+use crate::epoch::Epochs;
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::fence::Fence;
 use crate::flight::Flights;
-use crate::key::CacheKey;
+use crate::invalidation::Invalidation;
+use crate::key::{self, CacheKey};
 use crate::loader::Turns;
 use crate::memory::{Bound, Memory};
-use crate::options::{CacheOptions, Capacity, LONGEST, Span};
+use crate::options::{CacheOptions, Capacity, Isolation, LONGEST, Span};
 use crate::overlay::Overlay;
 use crate::registry::{AnyCache, Home, Registry};
 use crate::stats::Counters;
 use crate::store::Store;
+use crate::tags::{Records, Tags, name};
 use crate::tasks::{TaskKind, Tasks};
 use crate::tier::{Sharing, Tier, TierStats, within};
 
@@ -48,17 +55,36 @@ pub struct Larder {
     shared: Arc<Shared>,
     /// Apart from what caches hold, so that they do not hold each other and themselves.
     registry: Arc<Registry>,
+    pub(crate) events: Arc<Events>,
 }
 
 /// The inside of a [`Larder`].
 #[derive(Debug)]
 pub(crate) struct Shared {
     namespace: Arc<str>,
-    tiers: Box<[Arc<Tier>]>,
+    pub(crate) tiers: Box<[Arc<Tier>]>,
+    /// Names of counters, tag records and other keys that are no entries.
+    pub(crate) records: Records,
+    pub(crate) tags: Tags,
+    pub(crate) bus: Option<Arc<Member>>,
+    pub(crate) courier: Courier,
+    census: Mutex<HashMap<Box<str>, Census>>,
+    /// What names on the bus stand for. The caches hold this struct, so it must not hold them.
+    registry: Weak<Registry>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) tier_budget: Duration,
+    /// How many tasks drop copies from tiers that others told of.
+    pub(crate) forgetting: Arc<AtomicUsize>,
     closed: AtomicBool,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Tasks that listen and keep the time have nobody left to do it for.
+        self.tasks.close();
+        self.tasks.abort();
+    }
 }
 
 impl Shared {
@@ -69,6 +95,25 @@ impl Shared {
         } else {
             Ok(())
         }
+    }
+
+    /// The epoch of every cache of the larder.
+    pub(crate) fn epochs(&self) -> &Epochs {
+        &self.tags.epochs
+    }
+
+    /// The cache of this name, if this process has one.
+    pub(crate) fn find(&self, cache: &str) -> Option<Arc<dyn AnyCache>> {
+        self.registry.upgrade()?.find(cache)
+    }
+
+    pub(crate) fn caches(&self) -> Vec<Arc<dyn AnyCache>> {
+        let registry = self.registry.upgrade();
+        registry.map_or_else(Vec::new, |registry| registry.all())
+    }
+
+    pub(crate) fn census(&self) -> MutexGuard<'_, HashMap<Box<str>, Census>> {
+        self.census.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An error after shutdown, and outside a runtime: tiers and loaders need one.
@@ -96,6 +141,7 @@ impl Larder {
         LarderBuilder {
             namespace: namespace.into(),
             stores: Vec::new(),
+            backplane: Hearing::Unsaid,
             clock: SystemClock::shared(),
             tier_budget: TIER_BUDGET,
         }
@@ -112,34 +158,7 @@ impl Larder {
     /// # Ok::<_, larder::Error>(())
     /// ```
     pub fn local() -> Self {
-        let builder = Self::builder("local");
-        Self::with(
-            builder.namespace.into(),
-            |_| Vec::new(),
-            builder.clock,
-            builder.tier_budget,
-        )
-    }
-
-    fn with(
-        namespace: Arc<str>,
-        tiers: impl FnOnce(&Arc<Tasks>) -> Vec<Arc<Tier>>,
-        clock: Arc<dyn Clock>,
-        tier_budget: Duration,
-    ) -> Self {
-        let tasks = Arc::new(Tasks::default());
-        let shared = Shared {
-            namespace,
-            tiers: tiers(&tasks).into(),
-            clock,
-            tasks,
-            tier_budget,
-            closed: AtomicBool::new(false),
-        };
-        Self {
-            shared: Arc::new(shared),
-            registry: Arc::default(),
-        }
+        Self::builder("local").assemble(None)
     }
 
     /// Begins a cache. Its name stands in every key: letters, digits, `_`, `-` and `.`, at most
@@ -154,6 +173,7 @@ impl Larder {
             name: name.into(),
             options: CacheOptions::default(),
             weigher: None,
+            groups: None,
             problem: None,
             types: PhantomData,
         }
@@ -171,6 +191,76 @@ impl Larder {
             .iter()
             .map(|tier| tier.snapshot())
             .collect()
+    }
+
+    /// How the bus to other processes is; `None` without one.
+    pub fn bus(&self) -> Option<BusStats> {
+        let shared = &self.shared;
+        let bus = shared.bus.as_ref()?;
+        Some(bus.stats(shared.clock.monotonic(), shared.courier.unsent_len()))
+    }
+
+    /// Invalidates every entry that carries `tag`, of whatever cache, in every tier and process, at
+    /// the same cost whatever their number. No load that began before, whichever tags it will turn
+    /// out to have, can be served or stored afterwards.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Loaded};
+    ///
+    /// let larder = Larder::builder("shop").build()?;
+    /// let products: Cache<u64, String> = larder.cache("product").build()?;
+    /// let espresso = Loaded::value("espresso".to_owned()).tags(["category:3"]);
+    /// let _ = products.set(7, espresso).await?;
+    ///
+    /// let _ = larder.invalidate_tag("category:3").await?;
+    /// assert!(products.get(&7).await?.is_none());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for what cannot be a tag, and
+    /// [`Closed`](crate::ErrorKind::Closed). A tier or bus that cannot be reached is no error but a
+    /// receipt that [is queued](Receipt::is_queued).
+    pub async fn invalidate_tag(&self, tag: &str) -> Result<Receipt> {
+        name::check(tag).map_err(Error::config)?;
+        self.shared.invalidate_tag(name::of_tag(tag)).await
+    }
+
+    /// Invalidates many things at once: one command for each tier, one message for all processes.
+    ///
+    /// The caches that are named need not be known in this process, so that a service without
+    /// caches of its own, such as a change feed, can invalidate those of others.
+    ///
+    /// # Errors
+    ///
+    /// As for [`invalidate_tag`](Self::invalidate_tag), and for each of them as for the call that
+    /// does it alone. Nothing is invalidated if one of them is wrong.
+    pub async fn invalidate_each(
+        &self,
+        what: impl IntoIterator<Item = Invalidation>,
+    ) -> Result<Receipt> {
+        self.shared.check_open()?;
+        let what: Vec<Invalidation> = what.into_iter().collect();
+        let errands: Result<Vec<Errand>> =
+            what.iter().map(|one| self.shared.errand_for(one)).collect();
+        let errands = errands?;
+        for errand in &errands {
+            self.shared.apply_once_more(errand);
+        }
+        if self.shared.tiers.is_empty() && self.shared.bus.is_none() {
+            return Ok(Receipt::ACKED);
+        }
+        let (apart, together): (Vec<_>, _) = errands
+            .into_iter()
+            .partition(|errand| matches!(errand, Errand::Pattern { .. }));
+        let mut receipt = self.shared.send_all(together).await?;
+        for errand in apart {
+            receipt = receipt.with(self.shared.send_apart(errand).await?);
+        }
+        Ok(receipt)
     }
 
     /// Waits until no load, refresh or write runs in the background.
@@ -196,8 +286,14 @@ impl Larder {
         for tier in &self.shared.tiers {
             tier.shut(CLOSE_PATIENCE).await;
         }
-        let owed = self.tiers().iter().map(|tier| tier.owed).sum();
-        ShutdownReport { abandoned, owed }
+        if let Some(bus) = &self.shared.bus {
+            bus.shut(&self.shared, CLOSE_PATIENCE).await;
+        }
+        let owed: u64 = self.tiers().iter().map(|tier| tier.owed).sum();
+        ShutdownReport {
+            abandoned,
+            owed: owed + self.shared.courier.unsent_len() as u64,
+        }
     }
 }
 
@@ -208,7 +304,7 @@ impl Larder {
 pub struct ShutdownReport {
     /// Loads, refreshes and writes that did not end in time and were aborted.
     pub abandoned: usize,
-    /// Invalidations that a tier which is down never got. Other processes, and a restarted one, may
+    /// Invalidations that a tier or bus which is down never got. Other processes, and a restarted one, may
     /// read the old values from it until their TTL ends.
     pub owed: u64,
 }
@@ -219,8 +315,18 @@ pub struct ShutdownReport {
 pub struct LarderBuilder {
     namespace: String,
     stores: Vec<(Arc<dyn Store>, Sharing)>,
+    backplane: Hearing,
     clock: Arc<dyn Clock>,
     tier_budget: Duration,
+}
+
+/// How a larder hears of other processes.
+#[derive(Debug)]
+enum Hearing {
+    /// By the bus that comes with the shared tier, if one does.
+    Unsaid,
+    By(Arc<dyn Backplane>),
+    NotAtAll,
 }
 
 impl LarderBuilder {
@@ -233,9 +339,9 @@ impl LarderBuilder {
 
     /// Adds a tier that other processes write to as well, such as a Redis server.
     ///
-    /// There is no bus between processes yet: what another process changes is seen here when the
-    /// memory TTL of the entry has passed, 60 s unless the cache says otherwise. Private tiers above
-    /// this one keep their copies no longer than that.
+    /// A store that comes with a bus, as Redis does, tells this process of what others change within
+    /// milliseconds. Any other needs [`backplane`](Self::backplane) or
+    /// [`without_backplane`](Self::without_backplane).
     pub fn shared(self, store: impl Store) -> Self {
         self.add(store, Sharing::Shared)
     }
@@ -243,6 +349,27 @@ impl LarderBuilder {
     fn add(mut self, store: impl Store, sharing: Sharing) -> Self {
         self.stores.push((Arc::new(store), sharing));
         self
+    }
+
+    /// Hears of other processes by `backplane`, in place of the bus that comes with a shared tier.
+    ///
+    /// A larder without tiers below memory can have one, too: its caches are then dropped by what
+    /// other processes invalidate and write.
+    pub fn backplane(self, backplane: impl Backplane) -> Self {
+        Self {
+            backplane: Hearing::By(Arc::new(backplane)),
+            ..self
+        }
+    }
+
+    /// Does not hear of other processes: what they change is seen here when the memory TTL of the
+    /// entry has passed, 60 s unless the cache says otherwise. Private tiers above a shared one keep
+    /// their copies no longer than that.
+    pub fn without_backplane(self) -> Self {
+        Self {
+            backplane: Hearing::NotAtAll,
+            ..self
+        }
     }
 
     /// Takes the time from `clock` instead of the machine.
@@ -265,40 +392,83 @@ impl LarderBuilder {
     /// [`Config`](crate::ErrorKind::Config) for a namespace that cannot stand in a key, and for a
     /// budget of zero.
     pub fn build(self) -> Result<Larder> {
-        check_name("namespace", &self.namespace)?;
+        key::check_name("namespace", &self.namespace)?;
         if self.tier_budget.is_zero() {
             return Err(Error::config(
                 "tier_budget is zero; no tier would ever be asked",
             ));
         }
-        let (stores, clock) = (self.stores, Arc::clone(&self.clock));
-        let prefix = Bytes::from(format!("{}:", self.namespace));
-        let tiers = |tasks: &Arc<Tasks>| {
-            let tier = |(store, sharing)| {
-                let (clock, tasks) = (Arc::clone(&clock), Arc::clone(tasks));
-                Arc::new(Tier::new(store, sharing, prefix.clone(), clock, tasks))
-            };
-            stores.into_iter().map(tier).collect()
-        };
-        Ok(Larder::with(
-            self.namespace.into(),
-            tiers,
-            self.clock,
-            self.tier_budget,
-        ))
+        let bus = self.bus()?;
+        Ok(self.assemble(bus))
     }
-}
 
-/// Names stand in keys as they are, so they hold nothing that would have to be escaped.
-fn check_name(what: &str, name: &str) -> Result<()> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
-        return Ok(());
+    /// The bus to use; an error if there is a shared tier and nothing was said about one.
+    fn bus(&self) -> Result<Option<Arc<dyn Backplane>>> {
+        let mut shared = self
+            .stores
+            .iter()
+            .filter(|(_, sharing)| *sharing == Sharing::Shared)
+            .map(|(store, _)| store);
+        match &self.backplane {
+            Hearing::By(bus) => return Ok(Some(Arc::clone(bus))),
+            Hearing::NotAtAll => return Ok(None),
+            Hearing::Unsaid => {}
+        }
+        let Some(first) = shared.next() else {
+            return Ok(None);
+        };
+        let bus = std::iter::once(first)
+            .chain(shared)
+            .find_map(|store| store.backplane());
+        bus.map(Some).ok_or_else(|| {
+            let name = first.name();
+            Error::config(format!(
+                "the shared tier `{name}` comes without a bus, so this process would not hear of \
+                 what others change; add .backplane(..), or say .without_backplane() and let the \
+                 memory TTL bound how old an answer can be"
+            ))
+        })
     }
-    Err(Error::config(format!(
-        "{what} `{}` is not a name: use 1 to 64 letters, digits, `_`, `-` and `.`",
-        name.escape_default()
-    )))
+
+    fn assemble(self, bus: Option<Arc<dyn Backplane>>) -> Larder {
+        let tasks = Arc::new(Tasks::default());
+        let records = Records::new(&self.namespace);
+        let is_shared = |(_, sharing): &(_, Sharing)| *sharing == Sharing::Shared;
+        let epochs = match &bus {
+            Some(_) => Epochs::on_a_bus(),
+            None if self.stores.iter().any(is_shared) => Epochs::deaf(),
+            None => Epochs::alone(),
+        };
+        let lowest = self.stores.len().saturating_sub(1);
+        let tier = |(depth, (store, sharing))| {
+            let counter = (depth == lowest).then(|| records.counter.clone());
+            let namespace = records.namespace().clone();
+            let (clock, tasks) = (Arc::clone(&self.clock), Arc::clone(&tasks));
+            Arc::new(Tier::new(store, sharing, namespace, counter, clock, tasks))
+        };
+        let tiers = self.stores.into_iter().enumerate().map(tier).collect();
+        let registry = Arc::<Registry>::default();
+        let shared = Shared {
+            tiers,
+            records,
+            tags: Tags::new(Arc::new(epochs)),
+            bus: bus.map(|bus| Arc::new(Member::new(bus, &self.namespace))),
+            namespace: self.namespace.into(),
+            courier: Courier::default(),
+            census: Mutex::default(),
+            registry: Arc::downgrade(&registry),
+            clock: self.clock,
+            tasks,
+            tier_budget: self.tier_budget,
+            forgetting: Arc::default(),
+            closed: AtomicBool::new(false),
+        };
+        Larder {
+            shared: Arc::new(shared),
+            registry,
+            events: Arc::default(),
+        }
+    }
 }
 
 /// A [`Cache`] in the making. Options that are not set have the defaults of [`CacheOptions`].
@@ -308,6 +478,7 @@ pub struct CacheBuilder<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     name: String,
     options: CacheOptions,
     weigher: Option<Weigher<K, V>>,
+    groups: Option<Groups<K>>,
     /// The first option that could not be understood.
     problem: Option<Error>,
     types: PhantomData<fn() -> (K, V)>,
@@ -406,6 +577,35 @@ where
         self
     }
 
+    /// Says which groups a key belongs to. [`Cache::invalidate_group`] reaches all entries of a
+    /// group at the same cost whatever their number. The groups of a key must not change.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let pages: Cache<(u64, u32), String> = Larder::builder("shop")
+    ///     .build()?
+    ///     .cache("page")
+    ///     .groups(|(user, _page): &(u64, u32)| vec![format!("user:{user}")])
+    ///     .build()?;
+    /// let _ = pages.set((7, 1), "first".to_owned()).await?;
+    /// let _ = pages.invalidate_group("user:7").await?;
+    /// assert!(pages.get(&(7, 1)).await?.is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn groups(mut self, groups: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) -> Self {
+        self.groups = Some(Box::new(groups));
+        self
+    }
+
+    /// See [`CacheOptions::isolation`].
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.options.isolation = isolation;
+        self
+    }
+
     /// See [`CacheOptions::load_deadline`].
     pub fn load_deadline(mut self, deadline: impl Span) -> Self {
         self.options.load_deadline = self.span("load_deadline", deadline).unwrap_or_default();
@@ -479,14 +679,14 @@ where
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        check_name("cache name", &self.name)?;
+        key::check_name("cache name", &self.name)?;
         let rules = self.options.check()?;
         let bound = match self.options.memory_capacity()? {
             Capacity::Entries(entries) => Bound::Entries(entries),
             Capacity::Bytes(bytes) => Bound::Bytes(bytes),
         };
         let shared = Arc::clone(&self.larder.shared);
-        let (name, options) = (Arc::<str>::from(self.name), self.options);
+        let (cache, options) = (Arc::<str>::from(self.name), self.options);
         let (home, tiers) = match &codec {
             Some(_) => (Home::AboveTiers, shared.tiers.clone()),
             None => (Home::MemoryAlone, Box::default()),
@@ -499,23 +699,29 @@ where
         };
         let make = || Inner {
             version: options.version,
-            prefix: Bytes::from(format!("{}:{name}@{}:", shared.namespace, options.version)),
-            name: Arc::clone(&name),
+            prefix: shared.entry_key(&cache, options.version, b""),
+            name: Arc::clone(&cache),
             memory_ttl: rules.memory_ttl.unwrap_or(memory_ttl),
             memory: Memory::new(bound),
-            fence: Fence::new(),
+            fence: Fence::new(
+                Arc::clone(&shared.tags.epochs),
+                shared.tags.tag(&name::of_cache(&cache)),
+            ),
             loads: std::array::from_fn(|_| Arc::new(Flights::new())),
             peeks: Arc::new(Flights::new()),
+            unheard: std::array::from_fn(|_| Arc::new(Flights::new())),
             overlay: Overlay::empty(),
             tiers,
             codec,
             weigher: self.weigher,
+            groups: self.groups,
+            enlist_at: AtomicU64::new(0),
             turns: Turns::new(options.load_concurrency, options.load_queue),
             counters: Counters::new(),
             shared: Arc::clone(&shared),
             rules,
         };
-        self.larder.registry.register(&name, home, &options, make)
+        self.larder.registry.register(&cache, home, &options, make)
     }
 
     fn span(&mut self, option: &str, span: impl Span) -> Option<Duration> {

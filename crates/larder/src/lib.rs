@@ -32,22 +32,30 @@
 //!
 //! The modules in reading order: `larder` and `cache` are the face; `read`, `look` and `write` are
 //! the only control flow; `policy`, `fence`, `flight`, `fill`, `loader`, `tier` and `memory` are
-//! what they call, and none of them calls back. [`store`] is what a tier must be able to do,
+//! what they call, and none of them calls back. `events` and `template` say what invalidates what,
+//! `sampler` how often the cache is wrong. [`store`] is what a tier must be able to do,
 //! [`envelope`] how an entry looks there, [`key`] how a key does, [`clock`] where time comes from.
 
+pub mod backplane;
 pub mod clock;
 pub mod envelope;
 pub mod key;
 pub mod store;
 
 mod answer;
+mod bus;
 mod cache;
 mod codec;
+mod courier;
 mod entry;
+mod epoch;
 mod error;
+mod events;
 mod fence;
 mod fill;
 mod flight;
+mod glob;
+mod invalidation;
 mod larder;
 mod loader;
 mod look;
@@ -58,23 +66,33 @@ mod overlay;
 mod policy;
 mod read;
 mod registry;
+mod sampler;
+mod scope;
 mod stats;
 mod sync;
+mod tags;
 mod tasks;
+mod template;
 mod tier;
+mod wire;
 mod write;
 
 pub use self::larder::{CacheBuilder, Larder, LarderBuilder, ShutdownReport};
 pub use answer::{Answer, Load, Loaded, Stale};
+pub use bus::BusStats;
 pub use cache::{Cache, Reader};
 pub use clock::Clock;
 pub use codec::Codec;
+pub use courier::{Receipt, Token};
 pub use error::{BoxError, Error, ErrorKind, Result};
+pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};
-pub use options::{CacheOptions, Capacity, Read, Span, Tiers};
+pub use options::{CacheOptions, Capacity, Isolation, Read, Span, Tiers};
 pub use outcome::{Answered, Outcome, Reason, Source, State};
 pub use registry::{AnyCache, Inspected};
+pub use sampler::{Sampler, SamplerBuilder, SamplerStats};
+pub use scope::{Collected, collect};
 pub use stats::CacheStats;
 pub use store::Store;
-pub use tier::{TierHealth, TierStats};
-pub use write::Receipt;
+pub use template::{Template, TemplateKind, TemplatePiece};
+pub use tier::{Delivery, TierHealth, TierStats};

@@ -3,22 +3,29 @@
 //! A look that may lead to a load takes the lease of every tier it passes, because what is found
 //! below, or loaded, is filled into all of them under that lease: an invalidation that comes
 //! between voids it, and the fill is refused.
+//!
+//! What is found counts only if the versions of its tags are those of today. They are known here
+//! while the bus tells of every change; otherwise the lowest tier, which keeps them, is asked.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::answer::Answer;
-use crate::cache::Inner;
+use crate::cache::{Inner, Opened};
 use crate::entry::Held;
 use crate::envelope::{Header, Rejected};
+use crate::fence::Standing;
 use crate::fill::{FillGuard, Landed, Origin};
 use crate::key::CacheKey;
+use crate::options::Isolation;
 use crate::policy::{self, Decision};
 use crate::stats::Count;
-use crate::store::{Fill, LeaseRequest, Leased};
-use crate::tier::{Budget, Tier, Unserved};
+use crate::store::{Fill, LeaseRequest, Leased, TagRecord};
+use crate::tags::Tag;
+use crate::tier::{Budget, Unserved};
 use crate::write;
 
 /// How often a lease that another process holds is asked after, in milliseconds: the bounds of a
@@ -56,6 +63,10 @@ impl Seeking {
 
 /// Looks in every tier, top to bottom. Fills whose entry is found are landed, and the entry is
 /// promoted into the tiers above; the others come back.
+///
+/// While the bus is silent, a private tier above a shared one may hold what others have
+/// invalidated. It is asked only for what the lowest tier did not answer, and not at all for a
+/// caller who wants to see what this process has not heard of.
 pub(crate) async fn look<K, V>(
     mut fills: Vec<FillGuard<K, V>>,
     seeking: Seeking,
@@ -65,18 +76,40 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let Some(first) = fills.first() else {
+    let (Some(first), tiers) = (
+        fills.first(),
+        fills.first().map_or(0, |f| f.cache().tiers.len()),
+    ) else {
         return fills;
     };
     let cache = Arc::clone(first.cache());
+    let Some(lowest) = tiers.checked_sub(1) else {
+        return fills;
+    };
+    cache.shared.join(budget).await;
+    cache.enlist(budget).await;
     let mut elsewhere = Vec::new();
-    for depth in 0..cache.tiers.len() {
-        let seen = look_at(&cache, depth, fills, seeking, budget).await;
-        (fills, elsewhere) = (seen.missed, seen.elsewhere);
-        if depth + 1 < cache.tiers.len() {
+    let unheard = fills.iter().any(FillGuard::is_unheard);
+    if cache.shared.epochs().is_trusted() && !unheard {
+        for depth in 0..=lowest {
             // Only the last tier is shared by all; a lease above it is not worth a wait.
             fills.append(&mut elsewhere);
+            let seen = look_at(&cache, depth, fills, seeking, budget).await;
+            (fills, elsewhere) = (seen.missed, seen.elsewhere);
         }
+    } else {
+        let seen = look_at(&cache, lowest, fills, seeking, budget).await;
+        (fills, elsewhere) = (seen.missed, seen.elsewhere);
+        let (answered, mut rest): (Vec<_>, _) =
+            fills.into_iter().partition(FillGuard::was_answered);
+        fills = answered;
+        let believing = cache.rules.isolation == Isolation::Serve && !unheard;
+        for depth in (0..lowest).filter(|_| believing) {
+            let seen = look_at(&cache, depth, rest, seeking, budget).await;
+            rest = seen.missed;
+            rest.extend(seen.elsewhere);
+        }
+        fills.extend(rest);
     }
     if seeking != Seeking::Peek && !elsewhere.is_empty() {
         fills.extend(wait_for_others(&cache, elsewhere, seeking).await);
@@ -94,16 +127,34 @@ struct Seen<K: Send + Sync + 'static, V: Send + Sync + 'static> {
 }
 
 /// A fill whose entry was found, its envelope, and whether it may be served as it is.
-type Hit<K, V> = (FillGuard<K, V>, Bytes, Held<V>, Decision);
+struct Hit<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    fill: FillGuard<K, V>,
+    bytes: Bytes,
+    held: Held<V>,
+    decision: Decision,
+}
 
-/// What one tier says of one key.
-enum Verdict<V> {
-    /// An entry that answers the read.
-    Hit(Bytes, Held<V>, Decision),
-    Miss,
+/// What a tier gave for one key.
+struct Finding<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    fill: FillGuard<K, V>,
+    entry: Option<(Bytes, Opened<V>)>,
+    otherwise: Otherwise,
+}
+
+/// What a finding is worth.
+enum Verdict<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    Hit(Hit<K, V>),
+    GoesOn(FillGuard<K, V>, Otherwise),
+}
+
+/// What becomes of a fill whose key has no entry that answers the read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Otherwise {
+    /// It goes on, with the lease of the tier if it wanted one.
+    Missed,
     /// Somebody else is loading.
     Elsewhere,
-    /// Bytes that are no answer, and that hold no lease yet.
+    /// There are bytes in its way that hold no lease yet.
     Unusable,
 }
 
@@ -130,23 +181,28 @@ where
         seen.missed = fills;
         return seen;
     };
+    let found = fills.into_iter().zip(found);
+    let mut findings: Vec<_> = found
+        .map(|(fill, leased)| find(cache, depth, fill, leased, seeking))
+        .collect();
+    verify(cache, depth, &mut findings, budget).await;
     let tier = &cache.tiers[depth];
     let (mut hits, mut unusable) = (Vec::new(), Vec::new());
-    for (mut fill, leased) in fills.into_iter().zip(found) {
-        match judge(cache, depth, &mut fill, leased, seeking) {
-            Verdict::Hit(bytes, held, decision) => {
+    for finding in findings {
+        match judge(cache, depth, finding, seeking) {
+            Verdict::Hit(hit) => {
                 tier.count_hit();
-                hits.push((fill, bytes, held, decision));
-                continue;
+                hits.push(hit);
             }
-            Verdict::Miss => seen.missed.push(fill),
-            Verdict::Elsewhere => {
-                seen.elsewhere.push(fill);
-                continue;
+            Verdict::GoesOn(fill, Otherwise::Elsewhere) => seen.elsewhere.push(fill),
+            Verdict::GoesOn(fill, otherwise) => {
+                tier.count_miss();
+                match otherwise {
+                    Otherwise::Unusable => unusable.push(fill),
+                    _ => seen.missed.push(fill),
+                }
             }
-            Verdict::Unusable => unusable.push(fill),
         }
-        tier.count_miss();
     }
     promote(cache, depth, hits, seeking, budget).await;
     seen.missed
@@ -169,9 +225,10 @@ where
 {
     let tier = &cache.tiers[depth];
     let keys: Vec<Bytes> = fills.iter().map(|fill| fill.store_key().clone()).collect();
-    let lowest = depth + 1 == cache.tiers.len();
-    if seeking == Seeking::Peek && lowest {
-        let found = tier.get(budget, &keys).await.ok()?;
+    let is_lowest = depth + 1 == cache.tiers.len();
+    if seeking == Seeking::Peek && is_lowest {
+        let found = tier.get(budget, &keys, tier.limit()).await.ok()?;
+        fills.iter_mut().for_each(FillGuard::answers);
         let leased =
             |found: Option<Bytes>| found.map_or(Leased::Held { stale: None }, Leased::Value);
         return Some(found.into_iter().map(leased).collect());
@@ -181,11 +238,15 @@ where
         stale_at,
         lease_for: cache.rules.lease,
         limit: tier.limit(),
+        counter: is_lowest.then(|| cache.shared.records.counter.clone()),
     };
     fills.iter_mut().for_each(|fill| fill.asks(depth));
     let leased = tier.lease(budget, &keys, &request).await;
     if !matches!(leased, Err(Unserved::Unknown)) {
         fills.iter_mut().for_each(|fill| fill.answered(depth));
+    }
+    if is_lowest && leased.is_ok() {
+        fills.iter_mut().for_each(FillGuard::answers);
     }
     leased.ok()
 }
@@ -207,82 +268,182 @@ where
     let leases = ask(cache, depth, &mut fills, Seeking::Entry, u64::MAX, budget).await;
     if let Some(leases) = leases {
         for (fill, lease) in fills.iter_mut().zip(leases) {
-            if matches!(lease, Leased::Acquired { .. }) {
-                fill.leased(depth);
+            if let Leased::Acquired { since, .. } = lease {
+                fill.leased(depth, since);
             }
         }
     }
     fills
 }
 
-/// Reads what a tier holds for one key, and decides what it is worth.
-fn judge<K, V>(
+/// Reads what a tier gave for one key.
+fn find<K, V>(
     cache: &Inner<K, V>,
     depth: usize,
-    fill: &mut FillGuard<K, V>,
+    mut fill: FillGuard<K, V>,
     leased: Leased,
     seeking: Seeking,
-) -> Verdict<V>
+) -> Finding<K, V>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let (bytes, without) = match leased {
-        Leased::Value(bytes) if seeking == Seeking::Peek => (Some(bytes), Verdict::Miss),
-        Leased::Value(bytes) => (Some(bytes), Verdict::Unusable),
-        Leased::Acquired { stale } => {
-            fill.leased(depth);
-            (stale, Verdict::Miss)
+    let peeks = seeking == Seeking::Peek;
+    let (bytes, otherwise) = match leased {
+        Leased::Value(bytes) if peeks => (Some(bytes), Otherwise::Missed),
+        Leased::Value(bytes) => (Some(bytes), Otherwise::Unusable),
+        Leased::Acquired { stale, since } => {
+            fill.leased(depth, since);
+            (stale, Otherwise::Missed)
         }
-        Leased::Held { stale } if seeking == Seeking::Peek => (stale, Verdict::Miss),
-        Leased::Held { stale } => (stale, Verdict::Elsewhere),
+        Leased::Held { stale } if peeks => (stale, Otherwise::Missed),
+        Leased::Held { stale } => (stale, Otherwise::Elsewhere),
     };
-    let Some(bytes) = bytes else { return without };
-    let held = match open(cache, &cache.tiers[depth], fill, &bytes) {
-        Ok(held) => held,
-        Err(Rejected::Placeholder) => return without,
+    let entry = bytes.and_then(|bytes| match open(cache, depth, &fill, &bytes) {
+        Ok(opened) => Some((bytes, opened)),
+        Err(Rejected::Placeholder | Rejected::Tags) => None,
         Err(_) => {
             cache.count(Count::Rejected, 1);
-            return without;
+            None
         }
-    };
-    let now = cache.clock().monotonic();
-    let decision = policy::decide(&held.times.without_memory_ttl(), true, now, None);
-    match decision {
-        Decision::Serve if seeking.accepts(&held) => Verdict::Hit(bytes, held, decision),
-        Decision::ServeAndRefresh if !matches!(without, Verdict::Unusable) => {
-            let goes_on = fill.holds_lease(depth) || !fill.is_content_with(&held, now);
-            if seeking != Seeking::Peek && goes_on {
-                // Everybody is served; this fill goes on and refreshes behind their backs.
-                write::show_stale(cache, fill, held, Origin::Tier(depth));
-                return without;
-            }
-            Verdict::Hit(bytes, held, decision)
-        }
-        Decision::Forget => without,
-        _ => {
-            fill.saw_stale(held);
-            without
-        }
+    });
+    Finding {
+        fill,
+        entry,
+        otherwise,
     }
 }
 
 /// Decodes the bytes of a tier.
 fn open<K, V>(
     cache: &Inner<K, V>,
-    tier: &Tier,
+    depth: usize,
     fill: &FillGuard<K, V>,
     bytes: &Bytes,
-) -> Result<Held<V>, Rejected>
+) -> Result<Opened<V>, Rejected>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
+    let tier = &cache.tiers[depth];
     if bytes.len() > tier.limit() {
         tier.count_too_large();
         return Err(Rejected::Length);
     }
-    cache.open(fill.store_key(), bytes, fill.mark().epoch())
+    cache.open(fill.store_key(), bytes, fill.mark().began())
+}
+
+/// Drops the entries that carry versions of tags other than those of today.
+async fn verify<K, V>(
+    cache: &Inner<K, V>,
+    depth: usize,
+    findings: &mut [Finding<K, V>],
+    budget: &mut Budget,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let epochs = cache.shared.epochs();
+    let asked = epochs.stamp();
+    let versions = findings.iter().flat_map(|finding| {
+        let opened = finding
+            .entry
+            .iter()
+            .flat_map(|(_, opened)| &opened.versions);
+        opened.map(|known| (known, finding.fill.is_unheard()))
+    });
+    let doubtful = versions
+        .filter(|((tag, version), unheard)| {
+            *unheard || tag.version(epochs) != Some((*version, true))
+        })
+        .map(|(known, _)| known);
+    let doubtful: HashMap<&str, &Arc<Tag>> = doubtful.map(|(tag, _)| (tag.name(), tag)).collect();
+    if doubtful.is_empty() {
+        return;
+    }
+    let tags: Vec<Arc<Tag>> = doubtful.into_values().cloned().collect();
+    let records = &cache.shared.records;
+    let records: Vec<Bytes> = tags.iter().map(|tag| records.of(tag.name())).collect();
+    let lowest = &cache.tiers[cache.tiers.len() - 1];
+    let answer = lowest.get(budget, &records, TagRecord::LEN).await;
+    let Ok(answer) = answer else {
+        // With nobody to ask, a tier above is believed as memory is, unless we know better.
+        let believed = |entry: &(Bytes, Opened<V>)| {
+            depth + 1 < cache.tiers.len()
+                && cache.rules.isolation == Isolation::Serve
+                && entry.1.versions.iter().all(|(tag, version)| {
+                    let known = tag.version(epochs).map(|(known, _)| known == *version);
+                    known.unwrap_or_else(|| tag.is_untouched())
+                })
+        };
+        for finding in findings {
+            finding.entry.take_if(|entry| !believed(entry));
+        }
+        return;
+    };
+    let mut today: HashMap<Box<str>, Option<u64>> = HashMap::with_capacity(tags.len());
+    for (tag, record) in tags.into_iter().zip(answer) {
+        let record = record.as_deref().and_then(TagRecord::parse);
+        if let Some(record) = record {
+            tag.learn(record.version, asked);
+        }
+        today.insert(tag.name().into(), record.map(|record| record.version));
+    }
+    let holds = |(tag, version): &(Arc<Tag>, u64)| {
+        let asked = today.get(tag.name());
+        asked.is_none_or(|today| *today == Some(*version))
+    };
+    for finding in findings {
+        finding
+            .entry
+            .take_if(|(_, opened)| !opened.versions.iter().all(holds));
+    }
+}
+
+/// Decides what a finding is worth; a fill that goes on comes back.
+fn judge<K, V>(
+    cache: &Inner<K, V>,
+    depth: usize,
+    finding: Finding<K, V>,
+    seeking: Seeking,
+) -> Verdict<K, V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let Finding {
+        mut fill,
+        entry,
+        otherwise,
+    } = finding;
+    let Some((bytes, Opened { held, .. })) = entry else {
+        return Verdict::GoesOn(fill, otherwise);
+    };
+    let now = cache.clock().monotonic();
+    let times = held.times.without_memory_ttl();
+    let decision = policy::decide(&times, Standing::Current, now, None);
+    match decision {
+        Decision::Serve if seeking.accepts(&held) => {}
+        Decision::ServeAndRefresh if otherwise != Otherwise::Unusable => {
+            let goes_on = fill.holds_lease(depth) || !fill.is_content_with(&held, now);
+            if seeking != Seeking::Peek && goes_on {
+                // Everybody is served; this fill goes on and refreshes behind their backs.
+                write::show_stale(cache, &mut fill, held, Origin::Tier(depth));
+                return Verdict::GoesOn(fill, otherwise);
+            }
+        }
+        Decision::Forget => return Verdict::GoesOn(fill, otherwise),
+        _ => {
+            fill.saw_stale(held);
+            return Verdict::GoesOn(fill, otherwise);
+        }
+    }
+    Verdict::Hit(Hit {
+        fill,
+        bytes,
+        held,
+        decision,
+    })
 }
 
 /// Brings entries found at `depth` into the tiers above and into memory, and lands their fills.
@@ -300,7 +461,10 @@ async fn promote<K, V>(
     for above in (0..depth).rev() {
         let tier = &cache.tiers[above];
         let mut fills = Vec::new();
-        for (fill, bytes, held, _) in hits.iter_mut().filter(|(fill, ..)| fill.holds_lease(above)) {
+        for Hit {
+            fill, bytes, held, ..
+        } in hits.iter().filter(|hit| hit.fill.holds_lease(above))
+        {
             if bytes.len() > tier.limit() {
                 tier.count_too_large();
                 continue;
@@ -312,17 +476,24 @@ async fn promote<K, V>(
                 token: fill.token(),
                 value,
                 ttl,
+                tags: None,
             });
         }
         // Refused or down: the entry is served all the same, and is not above.
         if !fills.is_empty() && tier.fill(budget, &fills).await.is_ok() {
-            let filled = |hit: &&mut Hit<K, V>| hit.1.len() <= tier.limit();
+            let filled = |hit: &&mut Hit<K, V>| hit.bytes.len() <= tier.limit();
             hits.iter_mut()
                 .filter(filled)
-                .for_each(|(fill, ..)| fill.unleased(above));
+                .for_each(|hit| hit.fill.unleased(above));
         }
     }
-    for (fill, _, mut held, decision) in hits {
+    for Hit {
+        fill,
+        mut held,
+        decision,
+        ..
+    } in hits
+    {
         let origin = Origin::Tier(depth);
         let landed = if decision == Decision::Serve {
             Landed::fresh(held.clone(), origin)

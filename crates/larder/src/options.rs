@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::clock::{Millis, millis};
 use crate::codec::Codec;
+use crate::courier::Token;
 use crate::error::{Error, Result};
 
 /// A server keeps entries without TTL this long; every write renews it.
@@ -107,6 +108,8 @@ pub struct CacheOptions {
     /// not be shorter than the load. Default: the load deadline and one second.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
     pub lease: Option<Duration>,
+    /// What to do with memory while neither bus nor shared tier can be asked. Default: serve it.
+    pub isolation: Isolation,
     /// How long a read waits for a load that another process is doing before it loads for
     /// itself. Default 2 s.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
@@ -134,6 +137,7 @@ impl Default for CacheOptions {
             load_concurrency: 256,
             load_queue: 10_000,
             lease: None,
+            isolation: Isolation::Serve,
             lease_wait: Duration::from_secs(2),
             codec: Codec::default(),
             compress_over: 1024,
@@ -186,6 +190,7 @@ impl CacheOptions {
             memory_ttl: self.memory_ttl.map(lifetime),
             load_deadline: self.load_deadline,
             lease,
+            isolation: self.isolation,
             lease_wait: lifetime(self.lease_wait),
             compress_over: self.compress_over,
         })
@@ -205,6 +210,7 @@ pub(crate) struct Rules {
     pub memory_ttl: Option<Millis>,
     pub load_deadline: Duration,
     pub lease: Duration,
+    pub isolation: Isolation,
     pub lease_wait: Millis,
     pub compress_over: usize,
 }
@@ -217,6 +223,22 @@ pub(crate) fn lifetime(duration: Duration) -> Millis {
     }
 }
 
+/// What to do with entries in memory that may have been invalidated by another process, when
+/// neither the bus nor the shared tier can be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "config",
+    derive(serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+pub enum Isolation {
+    /// Serve them until their memory TTL ends, and count it.
+    #[default]
+    Serve,
+    /// Load them anew.
+    Load,
+}
+
 /// How one call reads and waits. Options about the entry are not here but in [`CacheOptions`]
 /// and `Loaded`, because callers that share one load share its entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -224,6 +246,9 @@ pub struct Read {
     pub(crate) deadline: Option<Duration>,
     pub(crate) max_stale: Option<Duration>,
     pub(crate) tiers: Tiers,
+    pub(crate) after: Option<Token>,
+    /// Whether the state to be seen is one that this process has not heard of yet.
+    pub(crate) unheard: bool,
 }
 
 /// Which tiers a call looks in. Calls share a load with those that look in the same tiers.
@@ -257,6 +282,16 @@ impl Read {
     pub fn max_stale(self, max_stale: Duration) -> Self {
         Self {
             max_stale: Some(max_stale),
+            ..self
+        }
+    }
+
+    /// Reads no older state than the invalidation or write left behind that gave `token`, wherever
+    /// it was made. If this process has not heard of it yet, the read waits for it, and after the
+    /// tier budget asks the tiers below memory.
+    pub fn after(self, token: Token) -> Self {
+        Self {
+            after: Some(token),
             ..self
         }
     }

@@ -33,12 +33,23 @@ pub struct Outcome {
     pub remaining: Option<Duration>,
     /// How long the load took that filled it. `None` if it was set by hand, or without an entry.
     pub load_time: Option<Duration>,
+    /// How far behind what other processes do this answer may be at most: the time since the bus
+    /// was last heard, or the memory TTL without a bus; zero where nobody else can change anything,
+    /// and for answers that do not come from memory. What is on its way on a healthy bus comes on
+    /// top, some milliseconds. `None` if the bus was never heard.
+    pub behind: Option<Duration>,
 }
 
 impl Outcome {
     /// The story of a read, told at `now`.
-    pub(crate) fn new(source: Source, story: &Story, now: Millis) -> Self {
+    pub(crate) fn new(
+        source: Source,
+        story: &Story,
+        now: Millis,
+        behind: Option<Duration>,
+    ) -> Self {
         Self {
+            behind,
             source,
             state: story.state,
             reason: story.reason,
@@ -95,6 +106,10 @@ pub enum Reason {
     LoadFailed,
     /// The call asked to skip memory.
     SkippedMemory,
+    /// What memory held may have been invalidated by another process unheard.
+    Suspect,
+    /// What memory held was invalidated, by tag or with its whole cache.
+    Invalidated,
 }
 
 impl fmt::Display for Outcome {
@@ -122,6 +137,8 @@ impl fmt::Display for Outcome {
             Reason::TooOld => "; what memory held was too old",
             Reason::LoadFailed => "; the load failed",
             Reason::SkippedMemory => "; memory was skipped",
+            Reason::Suspect => "; what memory held had to be looked up, the bus is silent",
+            Reason::Invalidated => "; what memory held was invalidated",
         };
         f.write_str(reason)?;
         if let Some(age) = self.age {
@@ -132,6 +149,9 @@ impl fmt::Display for Outcome {
         }
         if let Some(load_time) = self.load_time {
             write!(f, "; loaded in {} ms", load_time.as_millis())?;
+        }
+        if let Some(behind) = self.behind.filter(|behind| !behind.is_zero()) {
+            write!(f, "; at most {} ms behind", behind.as_millis())?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::clock::{Millis, millis};
 use crate::entry::Times;
+use crate::fence::Standing;
 use crate::options::{LONGEST, Rules, lifetime};
 
 /// What a read does with the entry that memory holds.
@@ -17,19 +18,21 @@ pub(crate) enum Decision {
     ServeStale,
     /// Look further. The entry may still stand in if everything else fails.
     Fetch,
-    /// Look further, and never use the entry: the cache was cleared, or its time is over.
+    /// Look further, and never use the entry: it was invalidated, or its time is over.
     Forget,
 }
 
-/// Decides on an entry. `current` says whether the cache was not cleared since it was stored.
+/// Decides on an entry.
 pub(crate) fn decide(
     times: &Times,
-    current: bool,
+    standing: Standing,
     now: Millis,
     max_stale: Option<Duration>,
 ) -> Decision {
-    if !current {
-        return Decision::Forget;
+    match standing {
+        Standing::Current => {}
+        Standing::Suspect if now < times.dies_at() => return Decision::Fetch,
+        Standing::Suspect | Standing::Gone => return Decision::Forget,
     }
     if now < times.serve_until {
         return Decision::Serve;
@@ -66,6 +69,14 @@ pub(crate) struct Lifetimes {
 }
 
 impl Lifetimes {
+    /// The same for an entry made from others that stay fresh so long.
+    pub(crate) fn no_longer_than(self, sources: Option<Duration>) -> Self {
+        Self {
+            fresh: sources.map_or(self.fresh, |sources| self.fresh.min(millis(sources))),
+            ..self
+        }
+    }
+
     /// Of what is not stored.
     pub(crate) const NONE: Self = Self {
         fresh: 0,
@@ -151,12 +162,11 @@ mod tests {
             (299, Fetch),
             (300, Forget),
         ] {
-            assert_eq!(decide(&times(), true, now, None), expected, "at {now}");
-            assert_eq!(
-                decide(&times(), false, now, None),
-                Forget,
-                "cleared, at {now}"
-            );
+            let decide = |standing| decide(&times(), standing, now, None);
+            assert_eq!(decide(Standing::Current), expected, "at {now}");
+            assert_eq!(decide(Standing::Gone), Forget, "at {now}");
+            let looked_up = if expected == Forget { Forget } else { Fetch };
+            assert_eq!(decide(Standing::Suspect), looked_up, "at {now}");
         }
     }
 
@@ -166,16 +176,31 @@ mod tests {
             retry_at: 250,
             ..times()
         };
-        assert_eq!(decide(&throttled, true, 150, None), Decision::ServeStale);
-        assert_eq!(decide(&throttled, true, 249, None), Decision::ServeStale);
-        assert_eq!(decide(&throttled, true, 250, None), Decision::Fetch);
+        assert_eq!(
+            decide(&throttled, Standing::Current, 150, None),
+            Decision::ServeStale
+        );
+        assert_eq!(
+            decide(&throttled, Standing::Current, 249, None),
+            Decision::ServeStale
+        );
+        assert_eq!(
+            decide(&throttled, Standing::Current, 250, None),
+            Decision::Fetch
+        );
     }
 
     #[test]
     fn a_caller_may_refuse_what_is_too_stale() {
         let most = Some(Duration::from_millis(20));
-        assert_eq!(decide(&times(), true, 120, most), Decision::ServeAndRefresh);
-        assert_eq!(decide(&times(), true, 121, most), Decision::Fetch);
+        assert_eq!(
+            decide(&times(), Standing::Current, 120, most),
+            Decision::ServeAndRefresh
+        );
+        assert_eq!(
+            decide(&times(), Standing::Current, 121, most),
+            Decision::Fetch
+        );
         assert!(may_stand_in(&times(), 120, most));
         assert!(!may_stand_in(&times(), 121, most));
     }

@@ -16,6 +16,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -23,16 +24,19 @@ use crate::answer::{Answer, Load, Loaded};
 use crate::cache::Inner;
 use crate::entry::{Held, Times};
 use crate::error::{BoxError, Error, Result};
+use crate::fence::{Mark, Standing};
 use crate::fill::{FillGuard, Landed, Landing, Origin};
-use crate::flight::{Arrival, Seat};
+use crate::flight::{Arrival, Flights, Seat};
 use crate::key::{self, AsKey, CacheKey};
 use crate::loader;
 use crate::look::{Seeking, look};
-use crate::options::{Read, Tiers};
+use crate::options::{Isolation, Read, Tiers};
 use crate::outcome::{Reason, State};
 use crate::policy::{self, Decision};
+use crate::scope;
 use crate::stats::Count;
 use crate::store::LeaseToken;
+use crate::tags::{Tag, name};
 use crate::tasks::TaskKind;
 use crate::tier::{Budget, within};
 use crate::write;
@@ -102,25 +106,80 @@ where
     if read.tiers == Tiers::Shared {
         return Probe::Fetch(Reason::SkippedMemory);
     }
-    let (now, epoch) = (cache.clock().monotonic(), cache.fence.epoch());
+    let now = cache.clock().monotonic();
+    let (collecting, mut sources) = (scope::is_open(), None);
     let probed = cache.memory.get(hash, key, now, |held| {
         let reply = |state, reason| Reply {
             value: held.value.clone(),
             story: Story::of(held, Origin::Memory, state, reason),
         };
-        match policy::decide(&held.times, held.epoch == epoch, now, read.max_stale) {
+        let standing = cache.fence.standing(held, now);
+        let probe = match policy::decide(&held.times, standing, now, read.max_stale) {
             Decision::Serve => Probe::Serve(reply(State::Fresh, Reason::InMemory)),
             Decision::ServeStale => Probe::Serve(reply(State::Stale, Reason::Throttled)),
             Decision::ServeAndRefresh => Probe::Refresh(reply(State::Stale, Reason::Refreshing)),
-            Decision::Fetch | Decision::Forget => Probe::Fetch(Reason::TooOld),
+            Decision::Fetch | Decision::Forget => Probe::Fetch(match standing {
+                Standing::Current => Reason::TooOld,
+                Standing::Suspect => Reason::Suspect,
+                Standing::Gone => Reason::Invalidated,
+            }),
+        };
+        if collecting && !matches!(probe, Probe::Fetch(_)) {
+            sources = Some((held.tags().to_vec(), held.times.remaining(now)));
         }
+        probe
     });
+    if let Some((tags, fresh_for)) = sources {
+        note_source(cache, key, tags, fresh_for);
+    }
     probed.unwrap_or(Probe::Fetch(Reason::NotInMemory))
 }
 
-/// What memory holds now, fresh or stale. Whoever uses it in the name of a flight asks after
-/// boarding: what an invalidation removed before that must not come back with the flight.
-fn in_memory<K, V, Q>(cache: &Inner<K, V>, tiers: Tiers, hash: u64, key: &Q) -> Option<Held<V>>
+/// How long what was made from a stale entry is fresh: somebody refreshes it just now.
+const STALE_SOURCE: Duration = Duration::from_secs(1);
+
+/// Leaves a note of a read for those who make something from it.
+fn note_source<K, V, Q>(cache: &Inner<K, V>, key: &Q, tags: Vec<Arc<Tag>>, fresh_for: Duration)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let Ok(logical) = key::encode(b"", key) else {
+        return;
+    };
+    let itself = cache.shared.tags.tag(&name::of_key(&cache.name, &logical));
+    let fresh_for = if fresh_for.is_zero() {
+        STALE_SOURCE
+    } else {
+        fresh_for
+    };
+    // Whoever clears the cache invalidates each of its entries.
+    let own = Arc::clone(cache.fence.own());
+    scope::note(tags.into_iter().chain([itself, own]), fresh_for);
+}
+
+/// The same for a read that found nothing: what is made from that goes when there is something.
+fn note_absence<K, V, Q>(cache: &Inner<K, V>, key: &Q)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    if scope::is_open() {
+        note_source(cache, key, Vec::new(), Duration::MAX);
+    }
+}
+
+/// What memory holds now, fresh or stale, and what it is worth. Whoever uses it in the name of a
+/// flight asks after boarding: what an invalidation removed before that must not come back with the
+/// flight.
+fn in_memory<K, V, Q>(
+    cache: &Inner<K, V>,
+    tiers: Tiers,
+    hash: u64,
+    key: &Q,
+) -> Option<(Held<V>, Standing)>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -129,9 +188,13 @@ where
     if tiers == Tiers::Shared {
         return None;
     }
-    let (now, epoch) = (cache.clock().monotonic(), cache.fence.epoch());
-    let current = |held: &Held<V>| (held.epoch == epoch).then(|| held.clone());
-    cache.memory.get(hash, key, now, current).flatten()
+    let now = cache.clock().monotonic();
+    let usable = |held: &Held<V>| {
+        let standing = cache.fence.standing(held, now);
+        let is_entry = standing != Standing::Gone && !held.is_minimum();
+        is_entry.then(|| (held.clone(), standing))
+    };
+    cache.memory.get(hash, key, now, usable).flatten()
 }
 
 /// `Cache::get_in_memory`: memory alone, no runtime needed.
@@ -143,13 +206,43 @@ where
 {
     let reply = match probe(cache, Read::new(), cache.memory.hash(key), key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => reply,
+        Probe::Fetch(Reason::Suspect) => unverified_in_memory(cache, key),
         Probe::Fetch(reason) => Reply {
             value: None,
             story: Story::missing(reason),
         },
     };
+    if reply.story.times.is_none() {
+        note_absence(cache, key);
+    }
     cache.exit(&reply.story);
     reply.value
+}
+
+/// What memory holds and nobody can be asked about, where that is wanted.
+fn unverified_in_memory<K, V, Q>(cache: &Inner<K, V>, key: &Q) -> Reply<V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let (hash, now) = (cache.memory.hash(key), cache.clock().monotonic());
+    let held = in_memory(cache, Tiers::Memory, hash, key)
+        .map(|(held, _)| held)
+        .filter(|held| now < held.times.serve_until)
+        .filter(|_| cache.rules.isolation == Isolation::Serve);
+    match held {
+        Some(held) => {
+            cache.count(Count::Unverified, 1);
+            let value = held.value.clone();
+            let story = Story::of(&held, Origin::Memory, State::Fresh, Reason::Suspect);
+            Reply { value, story }
+        }
+        None => Reply {
+            value: None,
+            story: Story::missing(Reason::Suspect),
+        },
+    }
 }
 
 /// `Cache::get`: memory, then the tiers. Never loads.
@@ -159,6 +252,7 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
+    let read = caught_up(cache, read).await;
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => {
@@ -195,6 +289,7 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
+    let read = caught_up(cache, read).await;
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         // A cached "absent" is no answer for a loader that always has a value.
@@ -224,6 +319,30 @@ where
     let reply = Box::pin(call.patiently(call.fetch(load))).await;
     cache.exit_with(&reply);
     answer::<V, A>(reply?)
+}
+
+/// A read that is to see what a token stands for: once everything up to it was heard, memory may
+/// answer; if that takes longer than the tiers may take, memory is passed over, and so is whatever
+/// else depends on having heard.
+async fn caught_up<K, V>(cache: &Inner<K, V>, read: Read) -> Read
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let Some(token) = read.after else { return read };
+    let mut budget = Budget::new(cache.shared.tier_budget);
+    let heard = cache.shared.hears(token, &mut budget).await;
+    if heard && !cache.shared.is_forgetting() {
+        return read;
+    }
+    match read.tiers {
+        Tiers::Memory => read,
+        Tiers::All | Tiers::Shared => Read {
+            tiers: Tiers::Shared,
+            unheard: true,
+            ..read
+        },
+    }
 }
 
 /// The reply in the shape that this kind of loader promises.
@@ -268,9 +387,11 @@ where
 
     /// What memory holds, for a caller that can wait no longer.
     fn stand_in(&self) -> Option<Reply<V>> {
-        let held = in_memory(self.cache, self.read.tiers, self.hash, self.key)?;
+        let (held, standing) = in_memory(self.cache, self.read.tiers, self.hash, self.key)?;
         let now = self.cache.clock().monotonic();
-        policy::may_stand_in(&held.times, now, self.read.max_stale)
+        let believed =
+            standing == Standing::Current || self.cache.rules.isolation == Isolation::Serve;
+        (believed && policy::may_stand_in(&held.times, now, self.read.max_stale))
             .then(|| self.reply(&held, Origin::Memory, State::Stale))
     }
 
@@ -279,19 +400,33 @@ where
         let cache = self.cache;
         let store_key = key::encode(&cache.prefix, self.key)?;
         cache.shared.check_ready()?;
-        if self.read.tiers == Tiers::Memory || cache.tiers.is_empty() {
+        let suspect = self.reason == Reason::Suspect;
+        if (self.read.tiers == Tiers::Memory || cache.tiers.is_empty()) && !suspect {
+            note_absence(cache, self.key);
             return Ok(self.missing());
         }
-        let mark = cache.fence.mark(self.hash);
-        let (mut seat, mut wait) = cache.peeks.board(self.hash, self.key, mark);
+        let mut budget = Budget::new(cache.shared.tier_budget);
+        cache.shared.join(&mut budget).await;
+        let mark = self.mark();
+        let peeks = if self.read.unheard {
+            &cache.unheard[1]
+        } else {
+            &cache.peeks
+        };
+        let (mut seat, mut wait) = peeks.board(self.hash, self.key, mark);
         let mut shared = seat.is_none();
         loop {
             if let Some(seat) = seat.take() {
                 cache.shared.check_open()?;
                 let token = LeaseToken::random();
-                let fill = self.fill(seat, store_key.clone(), token);
-                let mut budget = Budget::new(cache.shared.tier_budget);
-                for mut fill in look(vec![fill], Seeking::Peek, &mut budget).await {
+                let fill = self.fill(seat, store_key.clone(), token, mark);
+                let fills = look_above(cache, vec![fill], self.read.tiers, Seeking::Peek);
+                let fills = if self.read.tiers == Tiers::Memory {
+                    fills
+                } else {
+                    look(fills, Seeking::Peek, &mut budget).await
+                };
+                for mut fill in serve_unverified(cache, fills, Seeking::Peek) {
                     write::give_back(cache, vec![&mut fill], &mut budget).await;
                     fill.land(Ok(Landed::nothing()));
                 }
@@ -299,7 +434,7 @@ where
             match (&mut wait).await {
                 Arrival::Landed(landing) => {
                     let landed = landing?;
-                    return Ok(if self.accepts(&landed) {
+                    return Ok(if self.accepts(&landed, mark) {
                         self.arrived(&landed, shared)
                     } else {
                         self.missing()
@@ -322,14 +457,17 @@ where
         let cache = self.cache;
         let store_key = key::encode(&cache.prefix, self.key)?;
         cache.shared.check_ready()?;
+        cache
+            .shared
+            .join(&mut Budget::new(cache.shared.tier_budget))
+            .await;
         let mut load = Some(load);
-        for _ in 0..ROUNDS {
-            let mark = cache.fence.mark(self.hash);
-            let (mut seat, mut wait) = cache
-                .loads(self.read.tiers)
-                .board(self.hash, self.key, mark);
+        for round in 0..ROUNDS {
+            let mark = self.mark();
+            let (mut seat, mut wait) = self.loads().board(self.hash, self.key, mark);
             let mut shared = seat.is_none();
-            if self.read.max_stale.is_some() {
+            // What a flight shows ahead of its end would be the same in every round.
+            if self.read.max_stale.is_some() || round > 0 {
                 wait.insist();
             }
             let landed = loop {
@@ -338,7 +476,7 @@ where
                     // Whoever has loaded once and is asked to lead again saw its task end.
                     let load = load.take().ok_or_else(Error::load_lost)?;
                     let token = LeaseToken::random();
-                    let fill = self.fill(seat, store_key.clone(), token);
+                    let fill = self.fill(seat, store_key.clone(), token, mark);
                     let key = self.key.to_owned();
                     let seeking = Seeking::of::<V, A>();
                     let load = |fills: &mut [FillGuard<K, V>]| single(load, fills[0].load(key));
@@ -349,7 +487,7 @@ where
                     Arrival::Lead(vacant) => (seat, shared) = (Some(vacant), false),
                 }
             };
-            if !self.accepts(&landed) {
+            if !self.accepts(&landed, mark) {
                 if load.is_none() {
                     return Err(Error::too_stale());
                 }
@@ -368,14 +506,41 @@ where
         seat: Seat<K, Landing<V>>,
         store_key: Bytes,
         token: LeaseToken,
+        mark: Mark,
     ) -> FillGuard<K, V> {
         FillGuard::begin(Arc::clone(self.cache), seat, self.hash, store_key, token)
+            .taken_over_at(mark)
             .not_staler_than(self.read.max_stale)
+            .unheard(self.read.unheard)
     }
 
-    /// Whether this caller may be served with what a flight brought.
-    fn accepts(&self, landed: &Landed<V>) -> bool {
+    /// The state of the fence as this caller boards. One who wants to see what was not heard of
+    /// here joins nobody who came before.
+    fn mark(&self) -> Mark {
+        if self.read.unheard {
+            self.cache.fence.bump(self.hash)
+        } else {
+            self.cache.fence.mark(self.hash)
+        }
+    }
+
+    /// The flights of callers that read as this one does.
+    fn loads(&self) -> &Arc<Flights<K, Landing<V>>> {
+        if self.read.unheard {
+            &self.cache.unheard[0]
+        } else {
+            self.cache.loads(self.read.tiers)
+        }
+    }
+
+    /// Whether this caller, who came at `mark`, may be served with what a flight brought.
+    fn accepts(&self, landed: &Landed<V>, mark: Mark) -> bool {
+        let in_time = |held| self.cache.fence.serves(held, mark);
         landed.is_usable(self.cache.clock().monotonic(), self.read.max_stale)
+            && landed.held.as_ref().is_none_or(in_time)
+            && landed
+                .refused
+                .is_none_or(|began| began.is_as_late_as(mark.began()))
     }
 
     fn missing(&self) -> Reply<V> {
@@ -398,6 +563,13 @@ where
     }
 
     fn arrived(&self, landed: &Landed<V>, shared: bool) -> Reply<V> {
+        if scope::is_open() {
+            let held = landed.held.as_ref();
+            let tags = held.map_or_else(Vec::new, |held| held.tags().to_vec());
+            let now = self.cache.clock().monotonic();
+            let fresh_for = held.map_or(Duration::MAX, |held| held.times.remaining(now));
+            note_source(self.cache, self.key, tags, fresh_for);
+        }
         let Some(held) = &landed.held else {
             return self.missing();
         };
@@ -422,11 +594,14 @@ where
     Q: AsKey<K> + ?Sized,
 {
     let store_key = key::encode(&cache.prefix, key).ok()?;
-    let (seat, _wait) = cache.loads(tiers).board(hash, key, cache.fence.mark(hash));
-    let mut fill = FillGuard::begin(Arc::clone(cache), seat?, hash, store_key, token);
+    let mark = cache.fence.mark(hash);
+    let (seat, _wait) = cache.loads(tiers).board(hash, key, mark);
+    let mut fill =
+        FillGuard::begin(Arc::clone(cache), seat?, hash, store_key, token).taken_over_at(mark);
     let now = cache.clock().monotonic();
-    let stale =
-        in_memory(cache, Tiers::Memory, hash, key).filter(|held| now >= held.times.serve_until)?;
+    let (stale, _) = in_memory(cache, Tiers::Memory, hash, key).filter(|(held, standing)| {
+        *standing == Standing::Current && now >= held.times.serve_until
+    })?;
     fill.publish(Landed::stale(stale.clone(), Origin::Memory));
     fill.saw_stale(stale);
     cache.count(Count::Refresh, 1);
@@ -487,6 +662,7 @@ async fn lead<K, V, Fut>(
     if tiers != Tiers::Memory {
         fills = look(fills, seeking, &mut budget).await;
     }
+    let mut fills = serve_unverified(&cache, fills, seeking);
     if fills.is_empty() {
         return;
     }
@@ -500,6 +676,55 @@ async fn lead<K, V, Fut>(
             write::fail(fills, &error);
         }
     }
+}
+
+/// Serves the entries in memory that nobody could be asked about, where that is wanted, as if they
+/// were not suspect; the fills that go on come back.
+fn serve_unverified<K, V>(
+    cache: &Arc<Inner<K, V>>,
+    fills: Vec<FillGuard<K, V>>,
+    seeking: Seeking,
+) -> Vec<FillGuard<K, V>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    if cache.rules.isolation == Isolation::Load {
+        return fills;
+    }
+    let now = cache.clock().monotonic();
+    let mut rest = Vec::with_capacity(fills.len());
+    for mut fill in fills {
+        let Some(held) = fill.unverified() else {
+            rest.push(fill);
+            continue;
+        };
+        let usable = seeking.accepts(&held) && fill.is_content_with(&held, now);
+        let decision = policy::decide(&held.times, Standing::Current, now, None);
+        match decision {
+            Decision::Forget => {}
+            // It may still stand in for a load that fails.
+            Decision::Fetch => fill.saw_stale(held),
+            _ if !usable => fill.saw_stale(held),
+            Decision::ServeAndRefresh if seeking != Seeking::Peek => {
+                // Everybody is served; this fill goes on and refreshes behind their backs.
+                cache.count(Count::Unverified, 1);
+                write::show_stale(cache, &mut fill, held, Origin::Memory);
+            }
+            Decision::Serve | Decision::ServeStale | Decision::ServeAndRefresh => {
+                cache.count(Count::Unverified, 1);
+                let landed = if decision == Decision::Serve {
+                    Landed::fresh(held, Origin::Memory)
+                } else {
+                    Landed::stale(held, Origin::Memory)
+                };
+                fill.land(Ok(landed));
+                continue;
+            }
+        }
+        rest.push(fill);
+    }
+    rest
 }
 
 /// Looks where an answer may have come up since the caller's probe: in memory, where another
@@ -520,11 +745,18 @@ where
         let mut held = fill
             .key()
             .and_then(|key| in_memory(cache, tiers, fill.hash(), key));
-        if let Some(stale) = held.take_if(|held| now >= held.times.serve_until) {
+        if let Some((suspect, _)) = held.take_if(|(_, standing)| *standing == Standing::Suspect) {
+            fill.suspects(suspect);
+        }
+        if let Some((stale, _)) = held.take_if(|(held, _)| now >= held.times.serve_until) {
             fill.saw_stale(stale);
         }
         let pending = || cache.overlay.get(fill.store_key());
-        match held.or_else(pending).filter(|held| seeking.accepts(held)) {
+        match held
+            .map(|(held, _)| held)
+            .or_else(pending)
+            .filter(|held| seeking.accepts(held))
+        {
             Some(held) => fill.land(Ok(Landed::fresh(held, Origin::Memory))),
             None => rest.push(fill),
         }
@@ -575,10 +807,10 @@ where
 {
     let answer = load(given);
     async move {
-        answer
-            .await
-            .map(|answer| vec![answer.into_loaded()])
-            .map_err(Into::into)
+        let (answer, inherited) = scope::inherit(answer).await;
+        let mut loaded = answer.map_err(Into::into)?.into_loaded();
+        loaded.inherited.extend(inherited);
+        Ok(vec![loaded])
     }
 }
 
@@ -602,15 +834,18 @@ where
         .collect();
     let answers = load(keys.clone());
     async move {
-        let answers = answers.await.map_err(Into::into)?;
-        let answers = answers
-            .into_iter()
-            .map(|(key, answer)| (key, answer.into_loaded()));
-        let mut found: HashMap<K, Loaded<V>> = answers.collect();
-        Ok(keys
-            .iter()
-            .map(|key| found.remove(key).unwrap_or_else(Loaded::absent))
-            .collect())
+        let (answers, inherited) = scope::inherit(answers).await;
+        let answers = answers.map_err(Into::into)?.into_iter();
+        let mut found: HashMap<K, Loaded<V>> = answers
+            .map(|(key, answer)| (key, answer.into_loaded()))
+            .collect();
+        let loaded = keys.iter().map(|key| {
+            let mut loaded = found.remove(key).unwrap_or_else(Loaded::absent);
+            // Which of the reads went into which value is not known.
+            loaded.inherited.extend(inherited.clone());
+            loaded
+        });
+        Ok(loaded.collect())
     }
 }
 
@@ -631,6 +866,7 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
+    let read = caught_up(cache, read).await;
     let token = LeaseToken::random();
     let mut values = Vec::with_capacity(keys.len());
     let (mut missed, mut refreshing) = (Vec::new(), Vec::new());
@@ -715,29 +951,56 @@ where
     E: Into<BoxError> + Send + 'static,
 {
     cache.shared.check_ready()?;
+    cache
+        .shared
+        .join(&mut Budget::new(cache.shared.tier_budget))
+        .await;
     let (mut fills, mut waits) = (Vec::new(), Vec::new());
     for (_, call) in missed {
         let store_key = key::encode(&cache.prefix, call.key)?;
-        let mark = cache.fence.mark(call.hash);
-        let (seat, mut wait) = cache.loads(read.tiers).board(call.hash, call.key, mark);
+        let mark = call.mark();
+        let (seat, mut wait) = call.loads().board(call.hash, call.key, mark);
         if read.max_stale.is_some() {
             wait.insist();
         }
-        waits.push((wait, seat.is_none(), store_key.clone()));
-        fills.extend(seat.map(|seat| call.fill(seat, store_key, token)));
+        waits.push((wait, seat.is_none(), store_key.clone(), mark));
+        fills.extend(seat.map(|seat| call.fill(seat, store_key, token, mark)));
     }
     lead(fills, read.tiers, Seeking::Entry, |fills| {
         batch(&load, fills)
     })
     .await;
     let mut replies = Vec::with_capacity(missed.len());
-    for ((_, call), (mut wait, shared, store_key)) in missed.iter().zip(waits) {
+    for ((_, call), (mut wait, mut shared, store_key, mut mark)) in missed.iter().zip(waits) {
+        let mut rounds = 0;
         let landed = loop {
             match (&mut wait).await {
-                Arrival::Landed(landing) => break landing?,
+                Arrival::Landed(landing) => {
+                    let landed = landing?;
+                    if call.accepts(&landed, mark) {
+                        break landed;
+                    }
+                    rounds += 1;
+                    if rounds == ROUNDS {
+                        return Err(Error::too_stale());
+                    }
+                    // Somebody else's flight, too old for this caller: the next one is newer.
+                    let seat;
+                    mark = call.mark();
+                    (seat, wait) = call.loads().board(call.hash, call.key, mark);
+                    wait.insist();
+                    if let Some(seat) = seat {
+                        shared = false;
+                        let fill = call.fill(seat, store_key.clone(), token, mark);
+                        lead(vec![fill], read.tiers, Seeking::Entry, |fills| {
+                            batch(&load, fills)
+                        })
+                        .await;
+                    }
+                }
                 Arrival::Lead(seat) => {
                     cache.shared.check_open()?;
-                    let fill = call.fill(seat, store_key.clone(), token);
+                    let fill = call.fill(seat, store_key.clone(), token, mark);
                     lead(vec![fill], read.tiers, Seeking::Entry, |fills| {
                         batch(&load, fills)
                     })
@@ -745,9 +1008,6 @@ where
                 }
             }
         };
-        if !call.accepts(&landed) {
-            return Err(Error::too_stale());
-        }
         replies.push(call.arrived(&landed, shared));
     }
     Ok(replies)

@@ -9,10 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::cache::{Cache, Inner};
+use crate::courier::Why;
 use crate::error::{Error, Result};
+use crate::fence::Standing;
 use crate::key::{self, CacheKey};
 use crate::options::CacheOptions;
-use crate::stats::CacheStats;
+use crate::stats::{CacheStats, Count};
 use crate::write;
 
 /// A cache whose types are not known here: for tools, and for messages that name a key.
@@ -34,6 +36,22 @@ pub trait AnyCache: Send + Sync + fmt::Debug + sealed::Sealed {
 
     /// Removes everything from this process's memory.
     fn forget_all(&self);
+
+    /// What an invalidation of a key does to this process's memory.
+    #[doc(hidden)]
+    fn hear(&self, encoded_key: &[u8], what: Heard) -> bool;
+
+    /// Removes from this process's memory what `condemned` picks by its encoded key, and returns
+    /// how many entries that were.
+    fn forget_matching(&self, condemned: &dyn Fn(&[u8]) -> bool) -> u64;
+
+    /// Where its values live.
+    #[doc(hidden)]
+    fn lives(&self) -> Lives;
+
+    /// Counts an invalidation that another process told of.
+    #[doc(hidden)]
+    fn count_heard(&self);
 
     /// What memory holds under a key, without counting as a read; `None` if it holds nothing or
     /// the key does not decode.
@@ -57,7 +75,20 @@ pub struct Inspected {
     pub load_time: Duration,
     /// The version that the loader gave.
     pub version: Option<u64>,
+    /// The tags that the loader gave.
+    pub tags: Vec<String>,
+    /// Whether it has to be looked up in the tiers before it is served, because another process
+    /// may have invalidated it unheard.
+    pub suspect: bool,
 }
+
+/// What became of a key; for the engine alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard(pub(crate) Why);
+
+/// Where values live; for the engine alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lives(pub(crate) Home);
 
 mod sealed {
     pub trait Sealed {}
@@ -91,12 +122,28 @@ where
     }
 
     fn forget(&self, encoded_key: &[u8]) -> bool {
+        self.hear(encoded_key, Heard(Why::Invalidated))
+    }
+
+    fn hear(&self, encoded_key: &[u8], Heard(why): Heard) -> bool {
         let key = K::decode(encoded_key);
         match &key {
-            Some(key) => write::drop_from_memory(self, self.memory.hash(key), key),
+            Some(key) => self.forget_key(key, encoded_key, why),
             None => write::clear_memory(self),
         }
         key.is_some()
+    }
+
+    fn forget_matching(&self, condemned: &dyn Fn(&[u8]) -> bool) -> u64 {
+        Inner::forget_matching(self, condemned)
+    }
+
+    fn lives(&self) -> Lives {
+        Lives(self.home())
+    }
+
+    fn count_heard(&self) {
+        self.count(Count::Heard, 1);
     }
 
     fn forget_all(&self) {
@@ -105,14 +152,22 @@ where
 
     fn inspect(&self, encoded_key: &[u8]) -> Option<Inspected> {
         let key = K::decode(encoded_key)?;
-        let (now, epoch) = (self.clock().monotonic(), self.fence.epoch());
+        let now = self.clock().monotonic();
         let inspected = self.memory.get(self.memory.hash(&key), &key, now, |held| {
-            (held.epoch == epoch).then(|| Inspected {
+            let standing = self.fence.standing(held, now);
+            let is_entry = standing != Standing::Gone && !held.is_minimum();
+            is_entry.then(|| Inspected {
                 absent: held.value.is_none(),
                 age: held.times.age(now),
                 remaining: held.times.remaining(now),
                 load_time: Duration::from_millis(held.load_ms),
                 version: held.details.as_ref().and_then(|details| details.version),
+                tags: held
+                    .tags()
+                    .iter()
+                    .filter_map(|tag| tag.given_name().map(str::to_owned))
+                    .collect(),
+                suspect: standing == Standing::Suspect,
             })
         });
         inspected.flatten()
@@ -136,7 +191,7 @@ pub(crate) struct Registry {
 }
 
 /// Where the values of a cache live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Home {
     MemoryAlone,
     AboveTiers,
@@ -156,7 +211,7 @@ impl Registry {
     /// Registers what `make` makes under `name`. A cache that was built before in the same way is
     /// returned again; one that was built in another way is an error.
     pub(crate) fn register<K, V>(
-        &self,
+        self: &Arc<Self>,
         name: &Arc<str>,
         home: Home,
         options: &CacheOptions,
@@ -168,20 +223,27 @@ impl Registry {
     {
         let mut caches = self.lock();
         if let Some(known) = caches.get(name) {
-            return known.again(name, home, options);
+            let inner = known.again(name, home, options)?;
+            return Ok(Cache::from_parts(inner, Arc::clone(self)));
         }
         let inner = Arc::new(make());
-        let cache = Cache::from_inner(Arc::clone(&inner));
         let registered = Registered {
             home,
             types: (TypeId::of::<K>(), TypeId::of::<V>()),
             type_names: (std::any::type_name::<K>(), std::any::type_name::<V>()),
             options: options.clone(),
-            cache: inner,
-            typed: Box::new(cache.clone()),
+            cache: Arc::<Inner<K, V>>::clone(&inner),
+            typed: Box::new(Arc::clone(&inner)),
         };
         caches.insert(Arc::clone(name), registered);
-        Ok(cache)
+        Ok(Cache::from_parts(inner, Arc::clone(self)))
+    }
+
+    /// The cache of this name.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<dyn AnyCache>> {
+        self.lock()
+            .get(name)
+            .map(|registered| Arc::clone(&registered.cache))
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<dyn AnyCache>> {
@@ -197,7 +259,12 @@ impl Registry {
 }
 
 impl Registered {
-    fn again<K, V>(&self, name: &str, home: Home, options: &CacheOptions) -> Result<Cache<K, V>>
+    fn again<K, V>(
+        &self,
+        name: &str,
+        home: Home,
+        options: &CacheOptions,
+    ) -> Result<Arc<Inner<K, V>>>
     where
         K: CacheKey,
         V: Send + Sync + 'static,
@@ -222,7 +289,7 @@ impl Registered {
         }
         let same = self
             .typed
-            .downcast_ref::<Cache<K, V>>()
+            .downcast_ref::<Arc<Inner<K, V>>>()
             .filter(|_| self.options == *options);
         same.cloned().ok_or_else(|| {
             Error::config(format!(

@@ -23,9 +23,11 @@ pub(crate) enum Count {
     EncodeFailed,
     Write,
     Invalidation,
+    Heard,
+    Unverified,
 }
 
-const KINDS: usize = Count::Invalidation as usize + 1;
+const KINDS: usize = Count::Unverified as usize + 1;
 const STRIPES: usize = 16;
 
 /// One stripe, on cache lines of its own.
@@ -81,6 +83,8 @@ impl Counters {
             encode_errors: self.sum(Count::EncodeFailed),
             writes: self.sum(Count::Write),
             invalidations: self.sum(Count::Invalidation),
+            heard: self.sum(Count::Heard),
+            unverified: self.sum(Count::Unverified),
             ..CacheStats::default()
         }
     }
@@ -138,6 +142,11 @@ pub struct CacheStats {
     pub writes: u64,
     /// Calls of `invalidate`, `expire` and `clear`.
     pub invalidations: u64,
+    /// Invalidations and writes of other processes that named this cache or a key of it.
+    pub heard: u64,
+    /// Reads served from memory that another process may have invalidated: neither the bus nor the
+    /// shared tier could be asked. See [`Isolation`](crate::Isolation).
+    pub unverified: u64,
     /// Entries in memory now, dead ones that were not swept yet included.
     pub entries: u64,
     /// The weight of the entries in memory now: bytes, or entries where those are the bound.

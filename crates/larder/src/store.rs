@@ -4,6 +4,16 @@
 //! [envelopes](crate::envelope), whose [header](crate::envelope::Header) a store may read and
 //! rewrite in place to take a lease; everything behind the header is opaque to it.
 //!
+//! Beside entries a store keeps two kinds of small records, which make invalidation by tag work
+//! (the rules are those of [`Tagged`]):
+//!
+//! - the *counter* of a namespace, a [`Position`], which moves with every invalidation;
+//! - a *tag record* ([`TagRecord`]) for each tag in use. Entries carry the random version that the
+//!   records of their tags held when they were filled; a tag is invalidated by deleting its record,
+//!   and a record that is missing, for whatever reason, makes every entry of its tag a miss.
+//!
+//! Bytes under the key of a counter or a record that are none count as missing, and are replaced.
+//!
 //! Every operation takes a batch, because a loop over single operations pays one round trip each.
 //! Every operation may be dropped at any await point. None has to bound its own time: the engine
 //! gives each read one budget and drops what outlives it.
@@ -15,6 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::backplane::Backplane;
 use crate::clock::{BoxFuture, Millis};
 
 /// What operations of a store return.
@@ -48,6 +59,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// readable. Anything that overwrites or deletes the key therefore voids the lease. Bytes whose
     /// front [`Header::parse`](crate::envelope::Header::parse) refuses are replaced by a
     /// placeholder. A value over the limit comes back as for [`Store::get`], or is left out.
+    ///
+    /// A placeholder that carries a minimum [version](crate::envelope::Header::version) is leased
+    /// like any other and keeps that version for at least as long as it would have without the
+    /// lease. Where the request names a counter, every lease that is taken comes with the position
+    /// of that counter, read no later than the lease was taken; a counter that does not exist is
+    /// begun with a random incarnation.
     fn lease<'a>(
         &'a self,
         keys: &'a [Bytes],
@@ -56,36 +73,78 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Stores each value if its key still carries the token of the fill: compare and set. A lease
     /// that has ended counts as gone, whether or not somebody else has taken it since.
+    ///
+    /// A fill is refused as well if its [version](crate::envelope::Header::version) is not zero and
+    /// below that of the value that it would replace, if the key holds a placeholder with a minimum
+    /// version and the fill's own is below it or zero, and if its [tags](Fill::tags) say so. A fill
+    /// that is refused leaves the lease as it is.
     fn fill<'a>(&'a self, fills: &'a [Fill]) -> BoxFuture<'a, StoreResult<Vec<Filled>>>;
 
     /// Gives a lease back without a value: removes the placeholder, or clears the token from the
-    /// stale value's header. Keys that carry another token are left alone.
+    /// stale value's header, or from the placeholder if that carries a minimum version. Keys that
+    /// carry another token are left alone.
     fn release<'a>(
         &'a self,
         keys: &'a [Bytes],
         token: LeaseToken,
     ) -> BoxFuture<'a, StoreResult<()>>;
 
-    /// Stores each value whatever the key held; a lease on the key is void afterwards. A value over
-    /// the store's limit is refused before anything is changed.
+    /// Stores each value whatever the key held, unless that was of a higher version; a lease on the
+    /// key is void afterwards. A value over the store's limit is refused before anything is changed.
+    ///
+    /// A write whose [version](crate::envelope::Header::version) is not zero is refused if the key
+    /// holds a higher one. A write that is a header alone, with a version in it, leaves a minimum
+    /// version behind: it is refused by a value of the same version, too, because that value is new
+    /// enough. [`Write::tags`] are used as for [`Store::fill`], without a position to compare. A write
+    /// that is refused leaves the key as it is, with any lease on it.
     ///
     /// Any TTL is taken: below one millisecond is one, and the longest is what the store can keep.
-    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<()>>;
+    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>>;
 
     /// Makes each value stale from `wall` on, without removing it, and voids leases on it. A value
     /// that was stale before stays as stale as it was.
-    /// A placeholder is removed. Absent keys are left absent.
+    /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Absent keys
+    /// are left absent.
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>>;
 
-    /// Removes each key, and any lease with it.
-    fn delete<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>>;
-
-    /// Removes every key that starts with `prefix`, byte by byte, and returns how many.
+    /// Moves the counter on, if one is named, and then removes each key, and any lease with it.
     ///
-    /// Keys present during the whole call are removed; keys under other prefixes are not touched.
-    /// Memory used is bounded whatever the number of keys. A store that cannot enumerate its keys
-    /// answers [`StoreError::unsupported`].
-    fn clear<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, StoreResult<u64>>;
+    /// The keys may be those of tag records. The counter moves before the first key goes; one that
+    /// does not exist is begun with a random incarnation. A store that cannot write, as a full one,
+    /// removes the counter instead and then the keys: an invalidation must get through.
+    fn delete<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, StoreResult<()>>;
+
+    /// Removes every key that starts with `prefix`, byte by byte, and that `condemned` says yes to.
+    ///
+    /// Keys present during the whole call are shown to `condemned`, some perhaps twice; keys under
+    /// other prefixes never are. `progress` is told now and then how far it got. Memory used is
+    /// bounded whatever the number of keys. A store that cannot enumerate its keys answers
+    /// [`StoreError::unsupported`].
+    fn sweep<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        condemned: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
+        progress: &'a (dyn Fn(Swept) + Send + Sync),
+    ) -> BoxFuture<'a, StoreResult<Swept>>;
+
+    /// Notes `member` in the set under `record` for at least `keep` from now on, and returns all
+    /// members whose time is not over, in any order. A `keep` of zero notes nothing.
+    fn enlist<'a>(
+        &'a self,
+        record: &'a Bytes,
+        member: u32,
+        keep: Duration,
+    ) -> BoxFuture<'a, StoreResult<Vec<u32>>>;
+
+    /// The bus that comes with this store, if there is one; the engine uses it unless it was given
+    /// another one.
+    fn backplane(&self) -> Option<Arc<dyn Backplane>> {
+        None
+    }
 
     /// Asks whether the store is usable now. Called before a tier that failed is used again.
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>>;
@@ -102,8 +161,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 pub struct Capabilities {
     /// The longest value in bytes, envelope included, that the store takes.
     pub max_value_bytes: usize,
-    /// Whether [`Store::clear`] works.
-    pub clear: bool,
+    /// Whether [`Store::sweep`] works.
+    pub sweep: bool,
 }
 
 impl Capabilities {
@@ -111,17 +170,106 @@ impl Capabilities {
     pub fn new(max_value_bytes: usize) -> Self {
         Self {
             max_value_bytes,
-            clear: true,
+            sweep: true,
         }
     }
 
     /// The same without enumeration.
-    pub fn without_clear(self) -> Self {
+    pub fn without_sweep(self) -> Self {
         Self {
-            clear: false,
+            sweep: false,
             ..self
         }
     }
+}
+
+/// Where a sequence of invalidations stands. Positions of different incarnations cannot be compared:
+/// what kept the sequence was lost in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// Random, new whenever the sequence begins anew.
+    pub incarnation: u64,
+    /// How many there were since.
+    pub count: u64,
+}
+
+/// What stands in a store for a tag in use, [`TagRecord::LEN`] bytes long: the version, and then
+/// incarnation and count of the counter when the record was made, all big-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TagRecord {
+    /// Random. Entries whose version of the tag is another one are not valid.
+    pub version: u64,
+    /// Where the counter of the namespace stood.
+    pub made_at: Position,
+}
+
+impl TagRecord {
+    /// Length in bytes.
+    pub const LEN: usize = 24;
+
+    /// Reads a record; `None` for bytes that are none.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; Self::LEN] = bytes.try_into().ok()?;
+        let word = |at: usize| {
+            bytes[at..]
+                .first_chunk()
+                .map_or(0, |raw| u64::from_be_bytes(*raw))
+        };
+        Some(Self {
+            version: word(0),
+            made_at: Position {
+                incarnation: word(8),
+                count: word(16),
+            },
+        })
+    }
+
+    /// The record as it stands in a store.
+    pub fn to_bytes(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&self.version.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.made_at.incarnation.to_be_bytes());
+        bytes[16..].copy_from_slice(&self.made_at.count.to_be_bytes());
+        bytes
+    }
+}
+
+/// The tags of a value on its way into a store that keeps tag records.
+///
+/// The value comes with one version per record behind its header
+/// ([`Header::tag_count`](crate::envelope::Header::tag_count)), in the order of `records`: the
+/// versions that the sender proposes, random and new each time, because one that was in use before
+/// would revive what was invalidated with it. The store
+///
+/// 1. refuses the fill if `since` is given and the counter is of another incarnation now; if a
+///    record was made in the incarnation of `since` at a higher count; or if a record is missing and
+///    the counter is not where `since` says;
+/// 2. makes every record that is missing, with the version proposed and the counter of now, also
+///    where it refuses the fill, so that the next one finds it;
+/// 3. writes the versions that the records hold over those that were proposed, and says which;
+/// 4. keeps each record at least as long as the value.
+///
+/// A store that cannot do all of it in one step may take these steps one by one, in this order,
+/// before it stores the value: a tag that is invalidated meanwhile has another version then.
+#[derive(Clone, Debug)]
+pub struct Tagged {
+    /// The key of the counter of the namespace.
+    pub counter: Bytes,
+    /// The keys of the records, no two the same.
+    pub records: Vec<Bytes>,
+    /// Where the counter stood before the load began; `None` for values that are newer than any
+    /// invalidation that came before.
+    pub since: Option<Position>,
+}
+
+/// How far [`Store::sweep`] got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Keys that were looked at, those of others included where the store cannot tell them apart
+    /// itself.
+    pub seen: u64,
+    /// Keys that were removed.
+    pub removed: u64,
 }
 
 /// The random number that proves who holds a lease. Zero on the wire means "no lease".
@@ -156,6 +304,8 @@ pub struct LeaseRequest {
     pub lease_for: Duration,
     /// As for [`Store::get`].
     pub limit: usize,
+    /// The counter whose position comes with each lease that is taken.
+    pub counter: Option<Bytes>,
 }
 
 /// What a read with a lease found.
@@ -167,6 +317,8 @@ pub enum Leased {
     Acquired {
         /// The stale envelope, still readable by everyone.
         stale: Option<Bytes>,
+        /// Where the counter of the request stood; `None` if it named none.
+        since: Option<Position>,
     },
     /// Somebody else is loading.
     Held {
@@ -186,26 +338,34 @@ pub struct Fill {
     pub value: Bytes,
     /// When the store may drop it.
     pub ttl: Duration,
+    /// The tags of the value; `None` where this store keeps no records, as a private tier above
+    /// the one that does. The versions in the value are then right as they are.
+    pub tags: Option<Tagged>,
 }
 
-/// What became of a [`Fill`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What became of a [`Fill`] or a [`Write`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filled {
     /// The value is stored and the lease gone.
-    Stored,
-    /// The token was no longer there: an invalidation, a write, or the lease's end came first.
+    Stored {
+        /// The versions of its tags, in the order of [`Tagged::records`]; empty without tags.
+        versions: Vec<u64>,
+    },
+    /// Something else came first: an invalidation, a newer value, or the end of the lease.
     Refused,
 }
 
-/// An unconditional write.
+/// A write that needs no lease.
 #[derive(Clone, Debug)]
 pub struct Write {
     /// The encoded key.
     pub key: Bytes,
-    /// The whole envelope.
+    /// The whole envelope, or a header alone that carries a minimum version.
     pub value: Bytes,
     /// When the store may drop it.
     pub ttl: Duration,
+    /// As for [`Fill::tags`]; [`Tagged::since`] is not used.
+    pub tags: Option<Tagged>,
 }
 
 /// Why a store could not do what it was asked.

@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::clock::{Clock, Millis, millis};
+use crate::clock::{BoxFuture, Clock, Millis, millis};
 use crate::store::{
     Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreErrorKind, StoreResult,
-    Write,
+    Swept, Write,
 };
 use crate::tasks::{TaskKind, Tasks};
 
@@ -29,8 +29,8 @@ const FAILURES_TO_OPEN: u64 = 3;
 const PROBE_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// How long a probe or one batch of repairs may take.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
-/// How long clearing a tier may take.
-const CLEAR_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a walk over all keys of a tier may take.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 /// How many keys a tier may owe; beyond it the whole namespace is cleared instead.
 const MAX_OWED: usize = 10_000;
 /// How many keys are repaired in one call.
@@ -55,6 +55,22 @@ impl Budget {
             left: millis(budget).max(1),
         }
     }
+
+    /// Waits for something that is not a tier, no longer than the budget lasts.
+    pub(crate) async fn wait<T>(
+        &mut self,
+        clock: &dyn Clock,
+        awaited: impl Future<Output = T>,
+    ) -> Option<T> {
+        if self.left == 0 {
+            return None;
+        }
+        let began = clock.monotonic();
+        let outcome = within(clock, Duration::from_millis(self.left), awaited).await;
+        let took = clock.monotonic().saturating_sub(began);
+        self.left = self.left.saturating_sub(took);
+        outcome
+    }
 }
 
 /// One tier below memory.
@@ -65,6 +81,8 @@ pub(crate) struct Tier {
     sharing: Sharing,
     /// The prefix of every key of this larder.
     namespace: Bytes,
+    /// The counter that moves with every deletion; only the lowest tier keeps it.
+    counter: Option<Bytes>,
     clock: Arc<dyn Clock>,
     tasks: Arc<Tasks>,
     /// Says without a lock whether `health` is open.
@@ -150,6 +168,7 @@ impl Tier {
         store: Arc<dyn Store>,
         sharing: Sharing,
         namespace: Bytes,
+        counter: Option<Bytes>,
         clock: Arc<dyn Clock>,
         tasks: Arc<Tasks>,
     ) -> Self {
@@ -159,6 +178,7 @@ impl Tier {
             name,
             sharing,
             namespace,
+            counter,
             clock,
             tasks,
             open: AtomicBool::new(false),
@@ -177,6 +197,11 @@ impl Tier {
         self.sharing
     }
 
+    /// Whether it can enumerate its keys.
+    pub(crate) fn can_sweep(&self) -> bool {
+        self.store.capabilities().sweep
+    }
+
     /// The longest value the tier takes, in bytes.
     pub(crate) fn limit(&self) -> usize {
         self.store.capabilities().max_value_bytes
@@ -186,8 +211,8 @@ impl Tier {
         self: &Arc<Self>,
         budget: &mut Budget,
         keys: &[Bytes],
+        limit: usize,
     ) -> Result<Vec<Option<Bytes>>, Unserved> {
-        let limit = self.limit();
         self.ask(budget, all_of(keys.len(), self.store.get(keys, limit)))
             .await
     }
@@ -245,20 +270,46 @@ impl Tier {
     }
 
     /// Writes, or leaves the keys owed as deleted: after a write that failed the old value must
-    /// not be read. A store that refuses the write, as a full one does, may still delete.
-    pub(crate) async fn set(self: &Arc<Self>, budget: &mut Budget, writes: &[Write]) -> Delivery {
+    /// not be read. A store that refuses the write, as a full one does, may still delete. What each
+    /// write came to is there if all of them were carried out.
+    pub(crate) async fn set(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        writes: &[Write],
+    ) -> (Delivery, Option<Vec<Filled>>) {
         let keys: Vec<_> = writes.iter().map(|write| write.key.clone()).collect();
+        let mut filled = None;
         let set_or_delete = async {
-            match self.ask(budget, self.store.set(writes)).await {
-                Err(Unserved::Refused) => self.ask(budget, self.store.delete(&keys)).await,
-                other => other,
+            let set = all_of(writes.len(), self.store.set(writes));
+            match self.ask(budget, set).await {
+                Ok(all) => filled = Some(all),
+                Err(Unserved::Refused) => self.ask(budget, self.remove(&keys)).await?,
+                Err(other) => return Err(other),
             }
+            Ok(())
         };
-        self.deliver(keys.clone(), set_or_delete).await
+        let delivery = self.deliver(keys.clone(), set_or_delete).await;
+        (delivery, filled)
     }
 
     pub(crate) async fn delete(self: &Arc<Self>, budget: &mut Budget, keys: &[Bytes]) -> Delivery {
-        self.deliver(keys.to_vec(), self.ask(budget, self.store.delete(keys)))
+        self.deliver(keys.to_vec(), self.ask(budget, self.remove(keys)))
+            .await
+    }
+
+    fn remove<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        self.store.delete(keys, self.counter.as_ref())
+    }
+
+    /// The schema versions that the store lists under `record`, this one among them.
+    pub(crate) async fn enlist(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        record: &Bytes,
+        version: u32,
+        keep: Duration,
+    ) -> Result<Vec<u32>, Unserved> {
+        self.ask(budget, self.store.enlist(record, version, keep))
             .await
     }
 
@@ -275,25 +326,39 @@ impl Tier {
         .await
     }
 
-    /// Removes every key under `prefix`, or leaves that owed.
-    pub(crate) async fn clear(self: &Arc<Self>, prefix: &Bytes) -> Result<Delivery, StoreError> {
+    /// Removes the keys under `prefix` that `condemned` picks, or leaves all under it owed.
+    pub(crate) async fn sweep(
+        self: &Arc<Self>,
+        prefix: &Bytes,
+        condemned: &(dyn Fn(&[u8]) -> bool + Send + Sync),
+        progress: &(dyn Fn(Swept) + Send + Sync),
+    ) -> Result<(Delivery, Swept), StoreError> {
         let debt = Debt {
             tier: self,
             keys: Vec::new(),
             prefix: Some(prefix.clone()),
         };
-        let mut patience = Budget::new(CLEAR_PATIENCE);
-        match self.ask(&mut patience, self.store.clear(prefix)).await {
-            Ok(_) => {
+        let mut patience = Budget::new(SWEEP_PATIENCE);
+        let sweep = self.store.sweep(prefix, condemned, progress);
+        match self.ask(&mut patience, sweep).await {
+            Ok(swept) => {
                 debt.paid();
-                Ok(Delivery::Done)
+                Ok((Delivery::Acked, swept))
             }
             Err(Unserved::Unsupported(error)) => {
                 debt.paid();
                 Err(error)
             }
-            Err(Unserved::Down | Unserved::Unknown | Unserved::Refused) => Ok(Delivery::Queued),
+            Err(Unserved::Down | Unserved::Unknown | Unserved::Refused) => {
+                Ok((Delivery::Queued, Swept::default()))
+            }
         }
+    }
+
+    /// Takes the tier out of use until everything in it is gone: it may hold anything that others
+    /// have invalidated.
+    pub(crate) fn empty(self: &Arc<Self>) {
+        self.owe(&mut Vec::new(), Some(self.namespace.clone()));
     }
 
     async fn deliver(
@@ -309,7 +374,7 @@ impl Tier {
         match operation.await {
             Ok(()) => {
                 debt.paid();
-                Delivery::Done
+                Delivery::Acked
             }
             Err(_) => Delivery::Queued,
         }
@@ -441,12 +506,11 @@ impl Tier {
                 return Some(());
             }
             for prefix in prefixes.keys() {
-                within(&*self.clock, CLEAR_PATIENCE, self.store.clear(prefix))
-                    .await?
-                    .ok()?;
+                let sweep = self.store.sweep(prefix, &|_| true, &|_| ());
+                within(&*self.clock, SWEEP_PATIENCE, sweep).await?.ok()?;
             }
             let gone: Vec<_> = keys.keys().cloned().collect();
-            within(&*self.clock, PROBE_PATIENCE, self.store.delete(&gone))
+            within(&*self.clock, PROBE_PATIENCE, self.remove(&gone))
                 .await?
                 .ok()?;
             self.health().owed.settle(&keys, &prefixes);
@@ -528,12 +592,26 @@ impl Tier {
     }
 }
 
-/// Whether a tier took an invalidation or a write.
+/// Whether everybody took an invalidation or a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Delivery {
-    Done,
-    /// Noted; the tier is out of use until it has been made up for.
+pub enum Delivery {
+    /// Every tier took it, and so did the bus, if there is one. Other processes hear of it within
+    /// milliseconds.
+    Acked,
+    /// A tier or the bus could not be reached. The tier is out of use for this larder until it has
+    /// been made up for, and the bus is told as soon as it is back, so this larder, while it lives,
+    /// does not read the old value. Processes that still reach the tier may, and so may a successor
+    /// of this one if it crashes before.
     Queued,
+}
+
+impl Delivery {
+    pub(crate) fn and(self, other: Self) -> Self {
+        match self {
+            Delivery::Acked => other,
+            Delivery::Queued => self,
+        }
+    }
 }
 
 /// What a tier owes if the operation under way does not end well, its caller's cancellation

@@ -1,11 +1,13 @@
 //! The way of a write: what a load found, what a caller sets, what is invalidated.
 //!
 //! Two rules hold everywhere in this module. Tiers are written from the bottom up and memory
-//! last, because what is above is what is asked first. And memory takes an entry only under a
+//! last, because what is above is what is asked first. What depends on a key goes after that: what
+//! is made anew from then on is made from the new value. And memory takes an entry only under a
 //! mark of the fence that still holds.
 //!
 //! ```text
-//! invalidate:  bump, drop from memory → delete in each tier, lowest first → bump, drop again
+//! set:         bump → write each tier, lowest first → memory, if nobody came between → tell others
+//! invalidate:  bump, drop from memory → courier: each tier, others → bump, drop again
 //! ```
 //!
 //! Each tier has a budget of its own here: one that hangs must not keep the others from hearing of
@@ -14,8 +16,10 @@
 //! The second bump fences off the reads that began between the first and the last deletion and
 //! may have read what was about to go.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,39 +27,25 @@ use tokio::sync::oneshot;
 
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
+use crate::clock::millis;
+use crate::courier::{Errand, MINIMUM_FOR, Receipt, Why};
 use crate::entry::{Details, Held, Times};
-use crate::envelope::{self, Expect, Label, Payload};
+use crate::envelope::{self, Expect, Header, Label, Payload};
+use crate::epoch::Moment;
 use crate::error::{Error, Result};
+use crate::fence::Standing;
 use crate::fill::{FillGuard, Landed, Origin};
+use crate::glob::Glob;
 use crate::key::{self, AsKey, CacheKey};
 use crate::memory::{Inserted, Placement};
 use crate::options::NO_TTL_ON_SERVER;
 use crate::policy::{self, Decision, Lifetimes};
+use crate::scope::Inherited;
 use crate::stats::Count;
-use crate::store::{Fill, Filled, Write};
+use crate::store::{Fill, Filled, Position, Tagged, Write};
+use crate::tags::{MAX_TAGS, Tag, name};
 use crate::tasks::TaskKind;
 use crate::tier::{Budget, Delivery};
-
-/// How far an invalidation or a write has got when its call returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a queued invalidation has not reached every tier yet"]
-pub enum Receipt {
-    /// Every tier took it.
-    Acked,
-    /// A tier could not be reached. It is out of use for this larder until it has been made up
-    /// for, so this larder, while it lives, does not read the old value. Processes that still reach
-    /// the tier may, and so may a successor of this one if it crashes before.
-    Queued,
-}
-
-impl Receipt {
-    fn and(self, delivery: Delivery) -> Self {
-        match delivery {
-            Delivery::Done => self,
-            Delivery::Queued => Receipt::Queued,
-        }
-    }
-}
 
 /// What a load or a caller gave, on its way into the tiers.
 struct Entry<V> {
@@ -65,8 +55,25 @@ struct Entry<V> {
     /// The envelope and how long a store keeps it; `None` if there are no tiers, if the codec
     /// could not encode the value, or if it is not to be kept.
     sealed: Option<(Bytes, Duration)>,
-    /// Whether a tier refused the fill because something else came first.
+    /// Whether something else came first: an invalidation of a tag, or what a tier says.
     refused: bool,
+}
+
+impl<V> Entry<V> {
+    /// Takes over the versions that the lowest tier holds for the tags of the entry.
+    fn learn<K>(&mut self, cache: &Inner<K, V>, versions: &[u64], asked: u64)
+    where
+        K: CacheKey,
+        V: Send + Sync + 'static,
+    {
+        let tags = std::iter::once(cache.fence.own()).chain(self.held.tags());
+        for (tag, version) in tags.zip(versions) {
+            tag.learn(*version, asked);
+        }
+        if let Some((envelope, _)) = &mut self.sealed {
+            *envelope = envelope::with_versions(envelope, versions);
+        }
+    }
 }
 
 /// Ends fills with what their load found: tiers, memory, and then everybody who waits.
@@ -82,15 +89,18 @@ pub(crate) async fn commit<K, V>(
     cache.count(Count::Load, loads.len() as u64);
     let mut entries = Vec::with_capacity(loads.len());
     for (fill, loaded) in loads {
-        let epoch = fill.mark().epoch();
-        match make(
+        let Some(key) = fill.key() else { continue };
+        let began = fill.mark().began();
+        let made = make(
             cache,
+            key,
             fill.store_key(),
             loaded,
             fill.shown(),
-            epoch,
+            began,
             load_ms,
-        ) {
+        );
+        match made {
             Ok(entry) => entries.push((fill, entry)),
             Err(error) => fill.land(Err(error)),
         }
@@ -99,11 +109,13 @@ pub(crate) async fn commit<K, V>(
     let fills = entries.iter_mut().map(|(fill, _)| fill).collect();
     give_back(cache, fills, budget).await;
     for (fill, entry) in entries {
+        if entry.refused {
+            cache.count(Count::Fenced, 1);
+            let began = fill.mark().began();
+            fill.land(Ok(Landed::refused(entry.held, began)));
+            continue;
+        }
         let kept = match entry.keep {
-            _ if entry.refused => {
-                cache.count(Count::Fenced, 1);
-                Inserted::NotAdmitted
-            }
             Keep::Store => keep(cache, &fill, entry.held.clone()),
             Keep::NoStore => {
                 forget(cache, &fill);
@@ -129,7 +141,9 @@ async fn fill_tiers<K, V>(
     K: CacheKey,
     V: Send + Sync + 'static,
 {
+    let lowest = cache.tiers.len().saturating_sub(1);
     for (depth, tier) in cache.tiers.iter().enumerate().rev() {
+        let asked = cache.fence.stamp();
         let (mut fills, mut whose) = (Vec::new(), Vec::new());
         for (at, (fill, entry)) in entries.iter_mut().enumerate() {
             if entry.refused || !fill.holds_lease(depth) {
@@ -146,9 +160,11 @@ async fn fill_tiers<K, V>(
                 continue;
             };
             let (value, ttl) = cache.copy_for(depth, value, ttl);
+            let tags = (depth == lowest).then(|| tagged(cache, &entry.held, fill.since()));
             fills.push(Fill {
                 key: fill.store_key().clone(),
                 token: fill.token(),
+                tags: tags.filter(|_| carries_versions(&value)),
                 value,
                 ttl,
             });
@@ -160,8 +176,14 @@ async fn fill_tiers<K, V>(
         let filled = tier.fill(budget, &fills).await.unwrap_or_default();
         for (at, filled) in whose.into_iter().zip(filled) {
             let (fill, entry) = &mut entries[at];
-            fill.unleased(depth);
-            entry.refused = filled == Filled::Refused;
+            match filled {
+                Filled::Stored { versions } => {
+                    fill.unleased(depth);
+                    entry.learn(cache, &versions, asked);
+                }
+                // The lease may still be there: versions or tags can be the reason.
+                Filled::Refused => entry.refused = true,
+            }
         }
     }
 }
@@ -232,6 +254,26 @@ pub(crate) fn show_stale<K, V>(
     fill.saw_stale(held);
 }
 
+/// What the lowest tier has to know of the tags of an entry.
+fn tagged<K, V>(cache: &Inner<K, V>, held: &Held<V>, since: Option<Position>) -> Tagged
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let records = &cache.shared.records;
+    let tags = std::iter::once(cache.fence.own()).chain(held.tags());
+    Tagged {
+        counter: records.counter.clone(),
+        records: tags.map(|tag| records.of(tag.name())).collect(),
+        since,
+    }
+}
+
+/// Tombstones carry none.
+fn carries_versions(envelope: &[u8]) -> bool {
+    Header::parse(envelope).is_some_and(|header| header.tag_count > 0)
+}
+
 /// Stores an entry in memory under the mark of its fill. A stale one never replaces a fresher one.
 pub(crate) fn keep<K, V>(cache: &Inner<K, V>, fill: &FillGuard<K, V>, held: Held<V>) -> Inserted
 where
@@ -242,13 +284,17 @@ where
         return Inserted::NotAdmitted;
     };
     let weight = cache.weigh(key, fill.store_key().len(), &held);
-    let (times, epoch) = (held.times, held.epoch);
-    let is_stale = !times.is_fresh(cache.clock().monotonic());
+    let (times, version) = (held.times, held.version());
+    let now = cache.clock().monotonic();
+    let is_stale = !times.is_fresh(now);
     store(cache, fill.hash(), key.clone(), held, weight, |there| {
-        // A read of the tiers, or a refresh that failed, may be slower than one that succeeded.
-        let there = there.filter(|there| is_stale && there.epoch == epoch);
-        let fresher = there.is_some_and(|there| there.times.fresh_until > times.fresh_until);
-        !fresher && cache.fence.holds(fill.mark())
+        let outdated = there.is_some_and(|there| {
+            // A read of the tiers, or a refresh that failed, may be slower than one that succeeded.
+            let fresher = is_stale && there.times.fresh_until > times.fresh_until;
+            let stands = || cache.fence.standing(there, now) == Standing::Current;
+            !there.gives_way_to(version) || (fresher && stands())
+        });
+        !outdated && cache.fence.holds(fill.mark())
     })
 }
 
@@ -261,11 +307,14 @@ where
 {
     let Some(key) = fill.key() else { return };
     let weight = cache.weigh(key, fill.store_key().len(), &held);
-    let now = cache.clock().monotonic();
+    let (now, version) = (cache.clock().monotonic(), held.version());
     store(cache, fill.hash(), key.clone(), held, weight, |resident| {
-        let fresh =
-            |held: &Held<V>| policy::decide(&held.times, true, now, None) == Decision::Serve;
-        cache.fence.holds(fill.mark()) && !resident.is_some_and(fresh)
+        let newer = |there: &Held<V>| {
+            let standing = cache.fence.standing(there, now);
+            !there.gives_way_to(version)
+                || policy::decide(&there.times, standing, now, None) == Decision::Serve
+        };
+        cache.fence.holds(fill.mark()) && !resident.is_some_and(newer)
     });
 }
 
@@ -314,10 +363,11 @@ where
 /// Makes the entry of what a loader or a caller gave.
 fn make<K, V>(
     cache: &Inner<K, V>,
+    key: &K,
     store_key: &Bytes,
     loaded: Loaded<V>,
     shown: Option<&Held<V>>,
-    epoch: u64,
+    began: Moment,
     load_ms: u64,
 ) -> Result<Entry<V>>
 where
@@ -327,70 +377,98 @@ where
     if let Some(problem) = loaded.problem {
         return Err(Error::config(problem));
     }
-    let known = shown.and_then(|held| held.details.as_deref());
     let not_modified = matches!(loaded.content, Content::NotModified);
+    let shown = shown.filter(|_| not_modified);
+    let known = shown.and_then(|held| held.details.as_deref());
+    let names = tag_names(cache, key, loaded.tags, known, &loaded.inherited)?;
     let value = match loaded.content {
         Content::Value(value) => Some(value),
         Content::Absent => None,
         Content::NotModified => shown.ok_or_else(Error::nothing_to_renew)?.value.clone(),
     };
-    let known = known.filter(|_| not_modified);
+    let rules = &cache.rules;
+    let lives = policy::lifetimes(rules, value.is_none(), loaded.wishes, fastrand::f64());
+    let inherits_too_much = loaded.inherited.too_many || names.len() > MAX_TAGS;
+    let lives = lives
+        .filter(|_| loaded.keep == Keep::Store && !inherits_too_much)
+        .map(|lives| lives.no_longer_than(loaded.inherited.fresh_for))
+        .filter(|lives| lives.fresh > 0);
+    let (keep, kept) = match lives {
+        Some(lives) => (Keep::Store, lives),
+        None => (Keep::NoStore, Lifetimes::NONE),
+    };
+    let tags = cache
+        .shared
+        .tags
+        .admit(names.iter().map(|name| &**name), began);
     let label = Label {
         fill_id: fastrand::u128(..).to_be_bytes(),
         created: cache.clock().wall(),
         load_ms,
+        fresh_for: kept.fresh,
+        grace_for: kept.grace,
+        stale_for: kept.stale,
         version: loaded.version.or_else(|| known?.version),
         etag: loaded.etag.or_else(|| known?.etag.clone()),
         last_modified: loaded.last_modified.or_else(|| known?.last_modified),
-        ..Label::default()
+        tags: names,
     };
-    let rules = &cache.rules;
-    let lives = policy::lifetimes(rules, value.is_none(), loaded.wishes, fastrand::f64());
-    let lives = lives.filter(|_| loaded.keep == Keep::Store);
-    let Some(lives) = lives else {
-        return Ok(Entry {
-            held: held(cache, value, Lifetimes::NONE, label, epoch, 0),
-            keep: Keep::NoStore,
-            sealed: None,
-            refused: false,
-        });
+    // What is invalidated already is given to those who wait and to no store. A value that is
+    // renewed is as old as its tags, whatever they are to be from now on.
+    let gone = |known: &Details| known.tags.iter().any(|tag| tag.changed() > began.stamp);
+    let refused = tags.is_none() || known.is_some_and(gone);
+    let tags = tags.unwrap_or_default();
+    let (sealed, encoded_len) = match keep {
+        Keep::Store if !refused => seal(cache, store_key, &label, &tags, value.as_deref()),
+        _ => (None, 0),
     };
-    let label = Label {
-        fresh_for: lives.fresh,
-        grace_for: lives.grace,
-        stale_for: lives.stale,
-        ..label
+    let held = Held {
+        value,
+        times: Times::from_now(cache.clock().monotonic(), kept, cache.memory_ttl),
+        stamp: AtomicU64::new(began.stamp),
+        load_ms,
+        encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
+        details: Details::of(label, tags),
     };
-    let (sealed, encoded_len) = seal(cache, store_key, &label, value.as_deref());
-    let held = held(cache, value, lives, label, epoch, encoded_len);
     Ok(Entry {
         held,
-        keep: Keep::Store,
+        keep,
         sealed,
-        refused: false,
+        refused,
     })
 }
 
-fn held<K, V>(
+/// The inner names of the tags of an entry, each once: those that the cache derives from the key,
+/// those that the loader gave, and those of what it read.
+fn tag_names<K, V>(
     cache: &Inner<K, V>,
-    value: Option<Arc<V>>,
-    lives: Lifetimes,
-    label: Label,
-    epoch: u64,
-    encoded_len: usize,
-) -> Held<V>
+    key: &K,
+    given: Vec<Box<str>>,
+    known: Option<&Details>,
+    inherited: &Inherited,
+) -> Result<Vec<Box<str>>>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    Held {
-        value,
-        times: Times::from_now(cache.clock().monotonic(), lives, cache.memory_ttl),
-        epoch,
-        load_ms: label.load_ms,
-        encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
-        details: Details::of(label, cache.tiers.is_empty()),
+    let mut names = cache.groups_of(key)?;
+    // A value that was not modified keeps its tags, unless the loader says what they are now.
+    let kept = known.filter(|_| given.is_empty()).map(|known| &known.tags);
+    let kept = kept.into_iter().flatten().map(|tag| tag.name().into());
+    let inherited = inherited.tags.iter().map(|tag| tag.name().into());
+    let explicit = names.len() + given.len();
+    if explicit > MAX_TAGS {
+        return Err(Error::config(format!(
+            "an entry of cache `{}` has more than {MAX_TAGS} tags",
+            cache.name
+        )));
     }
+    names.extend(given.into_iter().chain(kept).chain(inherited));
+    let mut seen = HashSet::with_capacity(names.len());
+    // The tag of its own cache every entry has without a word.
+    seen.insert(cache.fence.own().name().into());
+    names.retain(|name| seen.insert(name.clone()));
+    Ok(names)
 }
 
 /// Encodes a value as often as anybody needs it: never, for its length, or as an envelope.
@@ -398,6 +476,7 @@ fn seal<K, V>(
     cache: &Inner<K, V>,
     store_key: &Bytes,
     label: &Label,
+    tags: &[Arc<Tag>],
     value: Option<&V>,
 ) -> (Option<(Bytes, Duration)>, usize)
 where
@@ -426,7 +505,10 @@ where
         key: store_key,
         schema: cache.version,
     };
-    let envelope = envelope::seal(expect, label, payload, cache.rules.compress_over);
+    // Always new ones: the store makes records of them where there are none, and a version that was
+    // in use before would bring back what was invalidated with it.
+    let versions: Vec<u64> = (0..=tags.len()).map(|_| fastrand::u64(..)).collect();
+    let envelope = envelope::seal(expect, label, &versions, payload, cache.rules.compress_over);
     let lives = Duration::from_millis(label.fresh_for.saturating_add(label.stale_for));
     let ttl = if cache.rules.no_ttl {
         lives.min(NO_TTL_ON_SERVER)
@@ -451,7 +533,7 @@ where
         created: cache.clock().wall(),
         ..Label::default()
     };
-    let envelope = envelope::seal(expect, &label, None, usize::MAX);
+    let envelope = envelope::seal(expect, &label, &[], None, usize::MAX);
     (Bytes::from(envelope), Duration::from_millis(1))
 }
 
@@ -467,51 +549,37 @@ where
     V: Send + Sync + 'static,
 {
     cache.shared.check_open()?;
+    let logical = key::encode(b"", &key)?;
     let store_key = key::encode(&cache.prefix, &key)?;
     let hash = cache.memory.hash(&key);
-    let entry = make(cache, &store_key, loaded, None, cache.fence.epoch(), 0)?;
+    let began = cache.fence.moment();
+    let entry = make(cache, &key, &store_key, loaded, None, began, 0)?;
     if entry.keep == Keep::NoStore {
         // What must not be stored must not leave the old value in place either.
-        return invalidate(cache, hash, key, store_key).await;
+        return invalidate(cache, &key, Why::Invalidated).await;
     }
     cache.count(Count::Write, 1);
-    if cache.tiers.is_empty() {
+    if cache.is_alone() {
         set_now(cache, hash, key, store_key.len(), entry.held);
-        return Ok(Receipt::Acked);
+        cache
+            .shared
+            .tags
+            .invalidate_if_carried(&name::of_key(&cache.name, &logical));
+        return Ok(Receipt::ACKED);
     }
     let owned = Arc::clone(cache);
     detached(cache, async move {
         let cache = &*owned;
         let mark = cache.fence.bump(hash);
-        let mut receipt = Receipt::Acked;
-        for (depth, tier) in cache.tiers.iter().enumerate().rev() {
-            let mut budget = Budget::new(cache.shared.tier_budget);
-            let fits = entry
-                .sealed
-                .clone()
-                .filter(|(value, _)| value.len() <= tier.limit());
-            receipt = receipt.and(match fits {
-                Some((value, ttl)) => {
-                    let (value, ttl) = cache.copy_for(depth, value, ttl);
-                    let write = Write {
-                        key: store_key.clone(),
-                        value,
-                        ttl,
-                    };
-                    tier.set(&mut budget, &[write]).await
-                }
-                None => {
-                    if entry.sealed.is_some() {
-                        tier.count_too_large();
-                        cache.count(Count::TooLarge, 1);
-                    }
-                    tier.delete(&mut budget, std::slice::from_ref(&store_key))
-                        .await
-                }
-            });
-        }
+        let (written, mut entry) = write_tiers(cache, &store_key, entry).await;
         let weight = cache.weigh(&key, store_key.len(), &entry.held);
-        let admit = |_: Option<&Held<V>>| cache.fence.bump_from(mark).is_some();
+        let version = entry.held.version();
+        *entry.held.stamp.get_mut() = mark.stamp();
+        let admit = |there: Option<&Held<V>>| {
+            let gives_way = there.is_none_or(|there| there.gives_way_to(version));
+            !entry.refused && gives_way && cache.fence.bump_from(mark).is_some()
+        };
+        let mut dropped = Delivery::Acked;
         if store(cache, hash, key.clone(), entry.held, weight, admit) == Inserted::NotAdmitted {
             // Which of the writes each tier keeps is not known here. The lowest tier decides, and
             // the next read finds out. The bump makes whoever comes later do the same.
@@ -519,30 +587,85 @@ where
             for tier in cache.tiers.iter().rev().skip(1) {
                 let mut budget = Budget::new(cache.shared.tier_budget);
                 let keys = std::slice::from_ref(&store_key);
-                receipt = receipt.and(tier.delete(&mut budget, keys).await);
+                dropped = dropped.and(tier.delete(&mut budget, keys).await);
             }
             drop_from_memory(cache, hash, &key);
         }
-        receipt
+        // Everybody else drops the key, other schema versions of it go, and what depends on it.
+        let told = Errand::forget(&cache.name, logical, Why::Written, cache.home());
+        let receipt = cache.shared.deliver(told).await;
+        receipt.and(written).and(dropped)
     })
     .await
 }
 
-/// Stores an entry in memory at once, for caches without tiers and for callers without a runtime.
-fn set_now<K, V>(cache: &Inner<K, V>, hash: u64, key: K, key_len: usize, held: Held<V>)
+/// Writes an entry to every tier, lowest first. Where it does not fit, the old one goes.
+async fn write_tiers<K, V>(
+    cache: &Inner<K, V>,
+    store_key: &Bytes,
+    mut entry: Entry<V>,
+) -> (Delivery, Entry<V>)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let mut budget = Budget::new(cache.shared.tier_budget);
+    cache.shared.join(&mut budget).await;
+    cache.enlist(&mut budget).await;
+    let lowest = cache.tiers.len().saturating_sub(1);
+    let mut delivery = Delivery::Acked;
+    for (depth, tier) in cache.tiers.iter().enumerate().rev() {
+        let asked = cache.fence.stamp();
+        let mut budget = Budget::new(cache.shared.tier_budget);
+        let fits = |(value, _): &(Bytes, Duration)| value.len() <= tier.limit();
+        let Some((value, ttl)) = entry.sealed.clone().filter(fits) else {
+            if entry.sealed.is_some() {
+                tier.count_too_large();
+                cache.count(Count::TooLarge, 1);
+            }
+            let keys = std::slice::from_ref(store_key);
+            delivery = delivery.and(tier.delete(&mut budget, keys).await);
+            continue;
+        };
+        let (value, ttl) = cache.copy_for(depth, value, ttl);
+        let write = Write {
+            key: store_key.clone(),
+            value,
+            ttl,
+            tags: (depth == lowest).then(|| tagged(cache, &entry.held, None)),
+        };
+        let (delivered, filled) = tier.set(&mut budget, &[write]).await;
+        delivery = delivery.and(delivered);
+        match filled.into_iter().flatten().next() {
+            Some(Filled::Stored { versions }) => entry.learn(cache, &versions, asked),
+            // A higher version is there: this one goes nowhere.
+            Some(Filled::Refused) => {
+                entry.refused = true;
+                entry.sealed = None;
+            }
+            None => {}
+        }
+    }
+    (delivery, entry)
+}
+
+/// Stores an entry in memory at once, for caches of this process alone and for callers without a
+/// runtime.
+fn set_now<K, V>(cache: &Inner<K, V>, hash: u64, key: K, key_len: usize, mut held: Held<V>)
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
     let weight = cache.weigh(&key, key_len, &held);
-    let held = Held {
-        epoch: cache.fence.epoch(),
-        ..held
-    };
-    store(cache, hash, key, held, weight, |_| {
-        // Under the lock: whoever boards a flight from now on finds the new value first.
-        cache.fence.bump(hash);
-        true
+    let version = held.version();
+    *held.stamp.get_mut() = cache.fence.stamp();
+    store(cache, hash, key, held, weight, |there| {
+        let gives_way = there.is_none_or(|there| there.gives_way_to(version));
+        if gives_way {
+            // Under the lock: whoever boards a flight from now on finds the new value first.
+            cache.fence.bump(hash);
+        }
+        gives_way
     });
 }
 
@@ -554,7 +677,15 @@ where
 {
     let store_key = key::encode(&cache.prefix, &key)?;
     let hash = cache.memory.hash(&key);
-    let entry = make(cache, &store_key, loaded, None, cache.fence.epoch(), 0)?;
+    let entry = make(
+        cache,
+        &key,
+        &store_key,
+        loaded,
+        None,
+        cache.fence.moment(),
+        0,
+    )?;
     match entry.keep {
         Keep::Store => {
             cache.count(Count::Write, 1);
@@ -579,67 +710,77 @@ where
     cache.fence.bump(hash);
 }
 
-/// `Cache::invalidate`.
-pub(crate) async fn invalidate<K, V>(
-    cache: &Arc<Inner<K, V>>,
-    hash: u64,
-    key: K,
-    store_key: Bytes,
-) -> Result<Receipt>
+/// `Cache::invalidate` and `Cache::expire`: memory at once, then the tiers and other processes, and
+/// memory once more.
+pub(crate) async fn invalidate<K, V, Q>(cache: &Inner<K, V>, key: &Q, why: Why) -> Result<Receipt>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
 {
     cache.shared.check_open()?;
+    let logical = key::encode(b"", key)?;
     cache.count(Count::Invalidation, 1);
-    drop_from_memory(cache, hash, &key);
-    if cache.tiers.is_empty() {
-        return Ok(Receipt::Acked);
+    cache.forget_key(&key.to_owned(), &logical, why);
+    if cache.is_alone() {
+        return Ok(Receipt::ACKED);
     }
-    let owned = Arc::clone(cache);
-    detached(cache, async move {
-        let mut receipt = Receipt::Acked;
-        for tier in owned.tiers.iter().rev() {
-            let mut budget = Budget::new(owned.shared.tier_budget);
-            let keys = std::slice::from_ref(&store_key);
-            receipt = receipt.and(tier.delete(&mut budget, keys).await);
-        }
-        drop_from_memory(&owned, hash, &key);
-        receipt
-    })
-    .await
+    let errand = Errand::forget(&cache.name, logical, why, cache.home());
+    cache.shared.send(errand).await
 }
 
-/// `Cache::expire`: the value stays readable as a stale one, within its grace.
-pub(crate) async fn expire<K, V>(
-    cache: &Arc<Inner<K, V>>,
-    hash: u64,
-    key: K,
-    store_key: Bytes,
-) -> Result<Receipt>
+/// What an invalidation of a key does to memory.
+impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
+    /// Drops a key, or makes it stale, with whatever depends on it.
+    pub(crate) fn forget_key(&self, key: &K, logical: &[u8], why: Why) {
+        let hash = self.memory.hash(key);
+        match why {
+            Why::Expired => expire_in_memory(self, hash, key),
+            Why::Invalidated | Why::Written => drop_from_memory(self, hash, key),
+            Why::Before(version) => await_version(self, hash, key, version),
+        }
+        if why != Why::Expired {
+            let dependents = name::of_key(&self.name, logical);
+            self.shared.tags.invalidate_if_carried(&dependents);
+        }
+    }
+
+    /// Drops every entry whose encoded key `condemned` picks, and fences off all fills under way.
+    pub(crate) fn forget_matching(&self, condemned: &dyn Fn(&[u8]) -> bool) -> u64 {
+        self.fence.bump_all();
+        let mut gone = Vec::new();
+        self.memory.for_each(|key, _| {
+            if key::encode(b"", key).is_ok_and(|key| condemned(&key)) {
+                gone.push(key.clone());
+            }
+        });
+        for key in &gone {
+            let logical = key::encode(b"", key).unwrap_or_default();
+            self.forget_key(key, &logical, Why::Invalidated);
+        }
+        self.shared.tags.invalidate_keys(&self.name, condemned);
+        self.fence.bump_all();
+        gone.len() as u64
+    }
+}
+
+/// Drops values below `version` and keeps them out of memory for a while. A higher bound, or a
+/// value of that version, stays.
+fn await_version<K, V>(cache: &Inner<K, V>, hash: u64, key: &K, version: u64)
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    cache.shared.check_open()?;
-    cache.count(Count::Invalidation, 1);
-    expire_in_memory(cache, hash, &key);
-    if cache.tiers.is_empty() {
-        return Ok(Receipt::Acked);
-    }
-    let owned = Arc::clone(cache);
-    detached(cache, async move {
-        let mut receipt = Receipt::Acked;
-        let wall = owned.clock().wall();
-        for tier in owned.tiers.iter().rev() {
-            let mut budget = Budget::new(owned.shared.tier_budget);
-            let keys = std::slice::from_ref(&store_key);
-            receipt = receipt.and(tier.expire(&mut budget, keys, wall).await);
-        }
-        expire_in_memory(&owned, hash, &key);
-        receipt
-    })
-    .await
+    cache.fence.bump(hash);
+    let now = cache.clock().monotonic();
+    let until = now.saturating_add(millis(MINIMUM_FOR));
+    let held = Held::minimum(version, cache.fence.stamp(), until);
+    let weight = cache.weigh(key, 0, &held);
+    store(cache, hash, key.clone(), held, weight, |there| {
+        there.is_none_or(|there| there.version() < version.max(1))
+    });
+    // As when a key is dropped: flights that boarded before may have seen it.
+    cache.fence.bump(hash);
 }
 
 fn expire_in_memory<K, V>(cache: &Inner<K, V>, hash: u64, key: &K)
@@ -650,15 +791,43 @@ where
     cache.fence.bump(hash);
     let now = cache.clock().monotonic();
     cache.memory.update(hash, key, now, |held, dies_at| {
-        held.times = held.times.expired(now);
-        *dies_at = held.times.dies_at();
+        if !held.is_minimum() {
+            held.times = held.times.expired(now);
+            *dies_at = held.times.dies_at();
+        }
     });
     // As when a key is dropped: flights that boarded before may have seen it fresh.
     cache.fence.bump(hash);
 }
 
+/// `Cache::invalidate_matching`.
+pub(crate) async fn invalidate_matching<K, V>(cache: &Inner<K, V>, glob: &str) -> Result<Receipt>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    cache.shared.check_open()?;
+    let parsed = Glob::parse(glob).map_err(Error::config)?;
+    if parsed.matches_everything() {
+        return clear(cache).await;
+    }
+    if !cache.tiers.is_empty() {
+        cache.shared.check_sweepable()?;
+    }
+    cache.count(Count::Invalidation, 1);
+    cache.forget_matching(&|key| parsed.matches_encoded(key));
+    if cache.is_alone() {
+        return Ok(Receipt::ACKED);
+    }
+    let errand = Errand::Pattern {
+        cache: Arc::clone(&cache.name),
+        glob: glob.into(),
+    };
+    cache.shared.send_apart(errand).await
+}
+
 /// `Cache::clear`.
-pub(crate) async fn clear<K, V>(cache: &Arc<Inner<K, V>>) -> Result<Receipt>
+pub(crate) async fn clear<K, V>(cache: &Inner<K, V>) -> Result<Receipt>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -666,22 +835,13 @@ where
     cache.shared.check_open()?;
     cache.count(Count::Invalidation, 1);
     clear_memory(cache);
-    if cache.tiers.is_empty() {
-        return Ok(Receipt::Acked);
+    if cache.is_alone() {
+        return Ok(Receipt::ACKED);
     }
-    let owned = Arc::clone(cache);
-    let cleared = detached(cache, async move {
-        let (mut receipt, mut unsupported) = (Receipt::Acked, None);
-        for tier in owned.tiers.iter().rev() {
-            match tier.clear(&owned.prefix).await {
-                Ok(delivery) => receipt = receipt.and(delivery),
-                Err(error) => unsupported = Some(Error::unsupported(tier.name(), &error)),
-            }
-        }
-        clear_memory(&owned);
-        unsupported.map_or(Ok(receipt), Err)
-    });
-    cleared.await?
+    cache
+        .shared
+        .send(Errand::Clear(Arc::clone(&cache.name)))
+        .await
 }
 
 /// Makes every entry unreadable at once, and then gives its memory back.

@@ -333,7 +333,9 @@ async fn a_caller_cancelled_at_any_await_leaves_nothing_behind() {
 async fn cancelled_after(polls: usize, tiers: usize, call: &str) -> bool {
     let clock = ManualClock::new();
     let stores: Vec<_> = (0..tiers).map(|_| faulty(&clock).0).collect();
-    let mut builder = Larder::builder("t").clock(clock.clone());
+    let mut builder = Larder::builder("t")
+        .clock(clock.clone())
+        .without_backplane();
     for store in &stores {
         builder = builder.shared(Wobbly::new(store.clone(), Turns::exactly(1)));
     }
@@ -383,6 +385,7 @@ async fn cancelled_after(polls: usize, tiers: usize, call: &str) -> bool {
         .await
         .expect(&here);
     assert!(again.iter().all(Option::is_some), "{here}");
+    settle(&larder).await;
     assert_eq!(clock.sleepers(), 0, "{here}");
     ended
 }

@@ -11,7 +11,7 @@ mod common;
 
 use common::{another_process, ms, secs, soon, with_tier, with_two_tiers};
 use larder::store::StoreErrorKind;
-use larder::{Cache, Receipt, TierHealth};
+use larder::{Cache, Delivery, TierHealth};
 use larder_testkit::{Operation, StoreFault};
 
 #[tokio::test]
@@ -47,7 +47,10 @@ async fn an_invalidation_that_comes_during_the_repair_of_an_earlier_one_is_repai
         [Operation::Delete],
         StoreFault::Fail(StoreErrorKind::Unavailable),
     );
-    assert_eq!(ours.invalidate(&1).await.unwrap(), Receipt::Queued);
+    assert_eq!(
+        ours.invalidate(&1).await.unwrap().delivery(),
+        Delivery::Queued
+    );
     tier.heal();
     let deleted = tier.pause_after(Operation::Delete);
     clock.sleeping(1).await;
@@ -55,9 +58,19 @@ async fn an_invalidation_that_comes_during_the_repair_of_an_earlier_one_is_repai
     soon(deleted.arrived(1)).await;
     // The repair has deleted the key and does not know it yet. Another process stores what it
     // read before the change, and the change is invalidated here.
-    let _ = theirs.set(1, 1).await.unwrap();
-    assert_eq!(ours.invalidate(&1).await.unwrap(), Receipt::Queued);
+    let set = tokio::spawn(async move { theirs.set(1, 1).await });
+    soon(async {
+        while tier.finished(Operation::Set) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(
+        ours.invalidate(&1).await.unwrap().delivery(),
+        Delivery::Queued
+    );
     deleted.open();
+    assert!(soon(set).await.unwrap().unwrap().is_acked());
     soon(async {
         while larder.tiers()[0].health == TierHealth::Open {
             clock.advance(ms(50));

@@ -13,6 +13,7 @@ async fn use_a_larder() -> (Weak<ManualClock>, Weak<String>) {
     let (weak, store) = (Arc::downgrade(&clock), MemoryStore::new(clock.clone()));
     let larder = Larder::builder("t")
         .shared(store)
+        .without_backplane()
         .clock(clock)
         .build()
         .unwrap();

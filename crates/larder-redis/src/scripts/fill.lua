@@ -1,16 +1,15 @@
--- Stores a value if the key still carries the caller's lease and the lease has not run out.
--- KEYS[1]  the entry
--- ARGV     token (8 bytes), value, time to live in ms
--- Returns  1 if it was stored, else 0
-local header = redis.pcall('GETRANGE', KEYS[1], 0, 55)
-if type(header) == 'table' then
-  if string.find(header.err, 'WRONGTYPE', 1, true) then return 0 end
-  return header
-end
-if #header ~= 56 or string.sub(header, 1, 8) ~= 'LRDR\1\0\0\0' then return 0 end
-if string.sub(header, 25, 32) ~= ARGV[1] then return 0 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if struct.unpack('>I8', header, 33) <= now then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
+-- Stores a value if the key still carries the caller's lease and the lease has not run out, and if
+-- neither versions nor tags forbid it.
+-- KEYS     the entry; with tags the counter and the records
+-- ARGV     token (8 bytes), and what `store` takes
+-- Returns  the versions of the tags as one string if it was stored, else 0
+local header, failed = header_of(KEYS[1])
+if failed then return failed end
+if not header or sub(header, 25, 32) ~= ARGV[1] then return 0 end
+if struct.unpack('>I8', header, 33) <= now() then return 0 end
+
+local held, version = version_of(header), version_of(ARGV[2])
+local is_older = not at_most(held, version)
+-- A value without a version replaces any value, but no minimum version.
+if is_older and (version ~= NONE or not has_value(KEYS[1])) then return 0 end
+return store(ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6])

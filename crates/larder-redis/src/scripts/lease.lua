@@ -1,49 +1,45 @@
 -- Reads an entry, and takes the lease on it if it is absent, stale or not an entry at all.
--- KEYS[1]  the entry
--- ARGV     token (8 bytes), stale-at (8 bytes), length of the lease in ms, last byte to return
+-- KEYS     the entry; if asked for, the counter
+-- ARGV     token (8 bytes), stale-at (8 bytes), length of the lease in ms, last byte to return, a
+--          random incarnation (8 bytes)
 -- Returns  {1, value}  fresh
---          {2, stale}  the lease is the caller's; stale is nil where there is no value
+--          {2, stale, position}  the lease is the caller's; stale is nil where there is no value,
+--                                position is there if it was asked for
 --          {3, stale}  somebody else holds the lease
-local NONE = string.rep('\0', 8)
+local key, token, lease_ms = KEYS[1], ARGV[1], tonumber(ARGV[3])
 
--- Whether a <= b. Lua's own comparison of strings follows the server's locale.
-local function at_most(a, b)
-  for i = 1, 8 do
-    local x, y = string.byte(a, i), string.byte(b, i)
-    if x ~= y then return x < y end
-  end
-  return true
-end
+local header, failed = header_of(key)
+if failed then return failed end
+local is_valued = header and has_value(key)
+-- False becomes nil on the wire, where nil would end the array.
+local value = is_valued and redis.call('GETRANGE', key, 0, ARGV[4]) or false
+if is_valued and not at_most(sub(header, 41, 48), ARGV[2]) then return {1, value} end
 
-local header = redis.pcall('GETRANGE', KEYS[1], 0, 55)
-if type(header) == 'table' then
-  if not string.find(header.err, 'WRONGTYPE', 1, true) then return header end
-  header = ''
-end
-local fresh_until = string.sub(header, 41, 48)
-local is_entry = #header == 56
-  and string.sub(header, 1, 8) == 'LRDR\1\0\0\0'
-  and at_most(fresh_until, string.sub(header, 49, 56))
-local has_value = is_entry and redis.call('STRLEN', KEYS[1]) > 56
-
-local value = false
-if has_value then value = redis.call('GETRANGE', KEYS[1], 0, ARGV[4]) end
-if has_value and not at_most(fresh_until, ARGV[2]) then return {1, value} end
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if is_entry then
-  local holder = string.sub(header, 25, 32)
-  local held = holder ~= NONE and struct.unpack('>I8', header, 33) > now
+local time = now()
+if header then
+  local holder = sub(header, 25, 32)
+  local held = holder ~= NONE and struct.unpack('>I8', header, 33) > time
   -- A request that is sent again because its answer was lost meets its own token.
-  if held and holder ~= ARGV[1] then return {3, value} end
+  if held and holder ~= token then return {3, value} end
 end
 
-local lease = ARGV[1] .. struct.pack('>I8', now + ARGV[3])
-if has_value then
-  redis.call('SETRANGE', KEYS[1], 24, lease)
-else
-  local placeholder = 'LRDR\1\0\0\0' .. NONE .. NONE .. lease .. NONE .. NONE
-  redis.call('SET', KEYS[1], placeholder, 'PX', ARGV[3])
+local at
+if KEYS[2] then
+  at, failed = position(KEYS[2], ARGV[5])
+  if failed then return failed end
 end
-return {2, value}
+
+local lease = token .. struct.pack('>I8', time + lease_ms)
+local version = header and version_of(header) or NONE
+if is_valued then
+  redis.call('SETRANGE', key, 24, lease)
+elseif version ~= NONE then
+  -- A minimum version, which stays at least as long as it would have.
+  redis.call('SETRANGE', key, 24, lease)
+  local left = redis.call('PTTL', key)
+  if left >= 0 and left < lease_ms then redis.call('PEXPIRE', key, ARGV[3]) end
+else
+  local placeholder = MAGIC .. '\0\0' .. NONE .. NONE .. lease .. NONE .. NONE .. NONE
+  redis.call('SET', key, placeholder, 'PX', ARGV[3])
+end
+return {2, value, at}

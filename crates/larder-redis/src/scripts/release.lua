@@ -1,16 +1,12 @@
--- Gives a lease back: removes a placeholder, or clears the lease from a stale value's header.
+-- Gives a lease back: clears it from the header, or removes a placeholder that says nothing else.
 -- KEYS[1]  the entry
 -- ARGV     token (8 bytes)
 -- Returns  1 if the lease was the caller's, else 0
-local header = redis.pcall('GETRANGE', KEYS[1], 0, 55)
-if type(header) == 'table' then
-  if string.find(header.err, 'WRONGTYPE', 1, true) then return 0 end
-  return header
-end
-if #header ~= 56 or string.sub(header, 1, 8) ~= 'LRDR\1\0\0\0' then return 0 end
-if string.sub(header, 25, 32) ~= ARGV[1] then return 0 end
-if redis.call('STRLEN', KEYS[1]) > 56 then
-  redis.call('SETRANGE', KEYS[1], 24, string.rep('\0', 16))
+local header, failed = header_of(KEYS[1])
+if failed then return failed end
+if not header or sub(header, 25, 32) ~= ARGV[1] then return 0 end
+if version_of(header) ~= NONE or has_value(KEYS[1]) then
+  redis.call('SETRANGE', KEYS[1], 24, NONE .. NONE)
 else
   redis.call('DEL', KEYS[1])
 end

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use larder::clock::{Clock, Millis, SystemClock};
 use larder::envelope::Header;
 use larder::store::{
-    Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreErrorKind, StoreResult,
-    Write,
+    Fill, Filled, LeaseRequest, LeaseToken, Leased, Position, Store, StoreError, StoreErrorKind,
+    StoreResult, Tagged, Write,
 };
 use larder_redis::{Redis, RedisOptions};
 use larder_testkit::{RedisServer, Reply};
@@ -47,10 +47,9 @@ pub(crate) fn now() -> Millis {
 pub(crate) fn envelope(fresh_until: Millis, payload: impl AsRef<[u8]>) -> Bytes {
     let header = Header {
         fill_id: [7; 16],
-        lease: None,
-        lease_until: 0,
         fresh_until,
         stale_until: fresh_until + 3_600_000,
+        ..Header::minimum(0)
     };
     [&header.to_bytes(), payload.as_ref()].concat().into()
 }
@@ -73,8 +72,9 @@ pub(crate) async fn set(store: &Redis, name: &Bytes, value: &Bytes) -> StoreResu
         key: name.clone(),
         value: value.clone(),
         ttl: HOUR,
+        tags: None,
     };
-    store.set(&[write]).await
+    store.set(&[write]).await.map(drop)
 }
 
 pub(crate) async fn lease(store: &Redis, name: &Bytes, token: LeaseToken) -> StoreResult<Leased> {
@@ -83,6 +83,7 @@ pub(crate) async fn lease(store: &Redis, name: &Bytes, token: LeaseToken) -> Sto
         stale_at: now(),
         lease_for: HOUR,
         limit: LIMIT,
+        counter: None,
     };
     let leased = store.lease(std::slice::from_ref(name), &request).await;
     leased.map(|mut all| all.pop().unwrap())
@@ -99,12 +100,13 @@ pub(crate) async fn fill(
         token,
         value: value.clone(),
         ttl: HOUR,
+        tags: None,
     };
-    store.fill(&[fill]).await.map(|all| all[0])
+    store.fill(&[fill]).await.map(|mut all| all.remove(0))
 }
 
 pub(crate) async fn delete(store: &Redis, name: &Bytes) -> StoreResult<()> {
-    store.delete(std::slice::from_ref(name)).await
+    store.delete(std::slice::from_ref(name), None).await
 }
 
 pub(crate) async fn expire(store: &Redis, name: &Bytes) -> StoreResult<()> {
@@ -131,6 +133,139 @@ pub(crate) async fn heals_within(store: &Redis, patience: Duration) {
         healed.await.is_ok(),
         "not healed within {patience:?}: {store:?}"
     );
+}
+
+/// The answer where no value is and no counter was named.
+pub(crate) fn acquired() -> Leased {
+    Leased::Acquired {
+        stale: None,
+        since: None,
+    }
+}
+
+/// The answer to a value without tags that was stored.
+pub(crate) fn stored() -> Filled {
+    Filled::Stored {
+        versions: Vec::new(),
+    }
+}
+
+/// A fresh value with these versions of tags.
+pub(crate) fn tagged(payload: impl AsRef<[u8]>, versions: &[u64]) -> Bytes {
+    let plain = fresh(payload);
+    let header = Header {
+        tag_count: versions.len().try_into().unwrap(),
+        ..Header::parse(&plain).unwrap()
+    };
+    let words: Vec<u8> = versions.iter().flat_map(|v| v.to_be_bytes()).collect();
+    [&header.to_bytes()[..], &words, &plain[Header::LEN..]]
+        .concat()
+        .into()
+}
+
+/// Takes the lease, and says where `counter` stood.
+pub(crate) async fn lease_at(
+    store: &Redis,
+    name: &Bytes,
+    token: LeaseToken,
+    counter: &Bytes,
+) -> StoreResult<Position> {
+    let request = LeaseRequest {
+        token,
+        stale_at: Millis::MAX,
+        lease_for: HOUR,
+        limit: LIMIT,
+        counter: Some(counter.clone()),
+    };
+    let leased = store.lease(std::slice::from_ref(name), &request).await?;
+    match &leased[..] {
+        [
+            Leased::Acquired {
+                since: Some(since), ..
+            },
+        ] => Ok(*since),
+        other => panic!("expected the lease with a position, got {other:?}"),
+    }
+}
+
+/// Where `counter` stands.
+pub(crate) async fn position(store: &Redis, counter: &Bytes) -> StoreResult<Position> {
+    let probe = key([&counter[..], b":probe"].concat());
+    let token = LeaseToken::random();
+    let here = lease_at(store, &probe, token, counter).await;
+    release(store, &probe, token).await?;
+    here
+}
+
+/// Fills with one tag, whose version is proposed; the version stored, or `None` if refused.
+pub(crate) async fn fill_tagged(
+    store: &Redis,
+    name: &Bytes,
+    token: LeaseToken,
+    tags: Tagged,
+    proposed: u64,
+) -> StoreResult<Option<u64>> {
+    let fill = Fill {
+        key: name.clone(),
+        token,
+        value: tagged("v", &[proposed]),
+        ttl: HOUR,
+        tags: Some(tags),
+    };
+    store.fill(&[fill]).await.map(only_version)
+}
+
+/// Writes with one tag, as for [`fill_tagged`].
+pub(crate) async fn set_tagged(
+    store: &Redis,
+    name: &Bytes,
+    ttl: Duration,
+    tags: Tagged,
+    proposed: u64,
+) -> StoreResult<Option<u64>> {
+    let write = Write {
+        key: name.clone(),
+        value: tagged("v", &[proposed]),
+        ttl,
+        tags: Some(tags),
+    };
+    store.set(&[write]).await.map(only_version)
+}
+
+fn only_version(filled: Vec<Filled>) -> Option<u64> {
+    match &filled[..] {
+        [Filled::Stored { versions }] => Some(versions[0]),
+        _ => None,
+    }
+}
+
+/// One tag of a namespace.
+pub(crate) fn tag(counter: &Bytes, record: &Bytes, since: Option<Position>) -> Tagged {
+    Tagged {
+        counter: counter.clone(),
+        records: vec![record.clone()],
+        since,
+    }
+}
+
+pub(crate) async fn invalidate(store: &Redis, name: &Bytes, counter: &Bytes) -> StoreResult<()> {
+    store
+        .delete(std::slice::from_ref(name), Some(counter))
+        .await
+}
+
+/// What the server says to a command that it must take.
+pub(crate) fn said(server: &RedisServer, command: &[&[u8]]) -> Reply {
+    match server.command(command).unwrap() {
+        Reply::Error(error) => panic!("{command:?}: {error}"),
+        reply => reply,
+    }
+}
+
+/// Removes every key under `prefix` and says how many there were.
+pub(crate) async fn clear(store: &Redis, prefix: &[u8]) -> StoreResult<u64> {
+    let swept = store.sweep(prefix, &|_| true, &|_| ()).await;
+    swept.map(|swept| swept.removed)
 }
 
 #[track_caller]

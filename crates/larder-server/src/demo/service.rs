@@ -233,7 +233,7 @@ pub(crate) struct Updated {
 
 /// The receipt of several invalidations is as good as the worst of them.
 fn word(receipts: &[Receipt]) -> &'static str {
-    let acked = |receipt| matches!(receipt, &Receipt::Acked);
+    let acked = |receipt| Receipt::is_acked(receipt);
     if receipts.iter().all(acked) {
         "acked"
     } else {

@@ -69,6 +69,8 @@ pub(crate) struct Stage<'a> {
     /// Files that may be open at once.
     pub(crate) open_files: u64,
     directory: Directory,
+    /// Whether what is below memory could be reached when the story began.
+    pub(crate) below_answers: bool,
     products: Arc<Zipf>,
 }
 
@@ -99,7 +101,7 @@ impl<'a> Stage<'a> {
             caches: config.caches_json.clone(),
         })
         .await?;
-        let stage = Self {
+        let mut stage = Self {
             term,
             products: Arc::new(Zipf::new(config.demo.products, EXPONENT)),
             config,
@@ -110,6 +112,7 @@ impl<'a> Stage<'a> {
             findings: Vec::new(),
             open_files,
             directory,
+            below_answers: true,
         };
         stage.begin_cold().await?;
         stage.warm_sources().await?;
@@ -117,10 +120,11 @@ impl<'a> Stage<'a> {
     }
 
     /// Empties the caches of what earlier runs left below memory, and says where the shop is.
-    async fn begin_cold(&self) -> anyhow::Result<()> {
+    async fn begin_cold(&mut self) -> anyhow::Result<()> {
         let first = self.fleet.first();
         let answer = net::request(first, Method::POST, "/demo/clear", "").await?;
-        if !answer.windows(5).any(|word| word == b"acked") {
+        self.below_answers = answer.windows(5).any(|word| word == b"acked");
+        if !self.below_answers {
             self.term.warning(format_args!(
                 "{} cannot be reached; the shop serves without it, and uses it once it is back",
                 self.tier_name().unwrap_or("the tier")

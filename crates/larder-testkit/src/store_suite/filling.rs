@@ -5,7 +5,7 @@ use larder::store::{Filled, LeaseToken, Leased};
 
 use super::{
     SHORT, Subject, assert_acquired, assert_acquired_stale, assert_same_but_lease, fill, lease_in,
-    token,
+    stored, token,
 };
 
 /// The holder's fill is stored as it is, and the lease is gone with it.
@@ -16,7 +16,7 @@ pub async fn a_fill_with_the_token_is_stored_and_ends_the_lease(subject: &Subjec
         let first = token();
         assert_acquired(&subject.lease(key, first).await);
         let value = subject.fresh("new");
-        assert_eq!(subject.fill(key, first, &value).await, Filled::Stored);
+        assert_eq!(subject.fill(key, first, &value).await, stored());
         assert_eq!(subject.raw(key).await, Some(value.clone()));
         assert_eq!(
             subject.lease(key, token()).await,
@@ -31,7 +31,7 @@ pub async fn a_fill_with_the_token_is_stored_and_ends_the_lease(subject: &Subjec
     subject.delete(std::slice::from_ref(&absent)).await;
     subject.lease(&absent, first).await;
     let old = subject.stale("stale on arrival");
-    assert_eq!(subject.fill(&absent, first, &old).await, Filled::Stored);
+    assert_eq!(subject.fill(&absent, first, &old).await, stored());
     assert_acquired_stale(&subject.lease(&absent, token()).await, &old);
 }
 
@@ -52,11 +52,7 @@ pub async fn a_fill_without_the_token_is_refused(subject: &Subject) {
     }
     assert_eq!(subject.get(&keys).await, before);
     for key in &keys[3..] {
-        assert_eq!(
-            subject.fill(key, holder, &fresh).await,
-            Filled::Stored,
-            "{key:?}"
-        );
+        assert_eq!(subject.fill(key, holder, &fresh).await, stored(), "{key:?}");
     }
 }
 
@@ -112,8 +108,8 @@ pub async fn a_fill_is_refused_after_expire(subject: &Subject) {
     .await;
 }
 
-/// So does `clear`, of a store that has it.
-pub async fn a_fill_is_refused_after_clear(subject: &Subject) {
+/// So does `sweep`, of a store that has it.
+pub async fn a_fill_is_refused_after_sweep(subject: &Subject) {
     if subject.clear("voided:").await.is_none() {
         return;
     }
@@ -157,7 +153,7 @@ pub async fn a_fill_is_refused_after_the_lease_ended(subject: &Subject) {
     for key in &keys[2..] {
         assert_eq!(
             subject.fill(key, next, &subject.fresh("next")).await,
-            Filled::Stored
+            stored()
         );
     }
 }
@@ -194,7 +190,7 @@ pub async fn tokens_are_compared_in_full(subject: &Subject) {
                 "beside {bits:#x}"
             );
             let filled = subject.fill(&key, holder, &subject.fresh("v")).await;
-            assert_eq!(filled, Filled::Stored, "{bits:#x}");
+            assert_eq!(filled, stored(), "{bits:#x}");
         }
     }
 }
@@ -212,20 +208,11 @@ pub async fn fills_of_a_batch_are_answered_in_order(subject: &Subject) {
     let fills: Vec<_> = keys.iter().map(|key| fill(key, ours, &value)).collect();
     let filled = subject.fill_all(&fills).await;
     for (n, key) in keys.iter().enumerate() {
-        let stored = n % 2 == 0;
-        assert_eq!(
-            filled[n],
-            if stored {
-                Filled::Stored
-            } else {
-                Filled::Refused
-            },
-            "{n}"
-        );
-        assert_eq!(
-            subject.value(key).await,
-            stored.then(|| value.clone()),
-            "{n}"
-        );
+        let (answer, held) = match n % 2 {
+            0 => (stored(), Some(value.clone())),
+            _ => (Filled::Refused, None),
+        };
+        assert_eq!(filled[n], answer, "{n}");
+        assert_eq!(subject.value(key).await, held, "{n}");
     }
 }

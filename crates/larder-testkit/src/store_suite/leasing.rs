@@ -5,9 +5,9 @@ use larder::envelope::Header;
 use larder::store::{Filled, LeaseRequest, LeaseToken, Leased};
 
 use super::{
-    HOUR, SHORT, Subject, assert_acquired, assert_acquired_absent, assert_acquired_stale,
-    assert_held_stale, assert_same_but_lease, envelope, joined, lease_in, ok, same_but_lease,
-    token,
+    HOUR, SHORT, Subject, acquired_absent, assert_acquired, assert_acquired_absent,
+    assert_acquired_stale, assert_held_stale, assert_same_but_lease, envelope, joined, lease_in,
+    ok, same_but_lease, stored, token,
 };
 
 /// The first reader of an absent key gets the lease; everyone after it is told to wait.
@@ -28,7 +28,7 @@ pub async fn a_lease_on_an_absent_key_is_acquired_once(subject: &Subject) {
     );
     assert_eq!(
         subject.fill(&key, first, &subject.fresh("v")).await,
-        Filled::Stored
+        stored()
     );
 }
 
@@ -92,7 +92,9 @@ pub async fn staleness_is_compared_to_the_millisecond(subject: &Subject) {
             };
             match subject.lease_with(&key, &request).await {
                 Leased::Value(found) if !stale => assert_eq!(found, value),
-                Leased::Acquired { stale: Some(found) } if stale => {
+                Leased::Acquired {
+                    stale: Some(found), ..
+                } if stale => {
                     assert!(same_but_lease(&found, &value));
                 }
                 other => panic!("fresh until {fresh_until}, asked at {at}: {other:?}"),
@@ -115,7 +117,7 @@ pub async fn bytes_that_are_no_envelope_are_leased_as_absent(subject: &Subject) 
         ("a header cut short", good[..Header::LEN - 1].into()),
         ("another magic", with(0, b'M')),
         ("another version", with(4, 2)),
-        ("reserved bytes in use", with(7, 1)),
+        ("a reserved byte in use", with(5, 1)),
         (
             "fresh longer than stale",
             with(Header::FRESH_UNTIL_AT, 0xff),
@@ -127,15 +129,11 @@ pub async fn bytes_that_are_no_envelope_are_leased_as_absent(subject: &Subject) 
         let token = token();
         assert_eq!(
             subject.lease(&key, token).await,
-            Leased::Acquired { stale: None },
+            acquired_absent(),
             "{what}"
         );
         assert_eq!(subject.value(&key).await, None, "{what} is gone");
-        assert_eq!(
-            subject.fill(&key, token, &good).await,
-            Filled::Stored,
-            "{what}"
-        );
+        assert_eq!(subject.fill(&key, token, &good).await, stored(), "{what}");
         assert_eq!(subject.raw(&key).await, Some(good.clone()), "{what}");
     }
 }
@@ -180,10 +178,10 @@ pub async fn a_lease_read_is_cut_at_the_limit(subject: &Subject) {
     let holder = token();
     match subject.lease_with(&fresh_key, &request(token())).await {
         Leased::Value(found) => assert_eq!(found, fresh[..SMALL + 1]),
-        Leased::Acquired { stale } | Leased::Held { stale } => recognisable(&stale),
+        Leased::Acquired { stale, .. } | Leased::Held { stale } => recognisable(&stale),
     }
     match subject.lease_with(&stale_key, &request(holder)).await {
-        Leased::Acquired { stale } => recognisable(&stale),
+        Leased::Acquired { stale, .. } => recognisable(&stale),
         other => panic!("a long stale value is leased too, not {other:?}"),
     }
     match subject.lease_with(&stale_key, &request(token())).await {
@@ -191,10 +189,7 @@ pub async fn a_lease_read_is_cut_at_the_limit(subject: &Subject) {
         other => panic!("the lease on a long stale value is held, not {other:?}"),
     }
     assert_same_but_lease(&subject.raw(&stale_key).await, &stale);
-    assert_eq!(
-        subject.fill(&stale_key, holder, &fresh).await,
-        Filled::Stored
-    );
+    assert_eq!(subject.fill(&stale_key, holder, &fresh).await, stored());
 }
 
 /// Of many readers at the same time exactly one loads.
@@ -223,7 +218,7 @@ pub async fn one_of_many_concurrent_readers_gets_the_lease(subject: &Subject) {
         assert_eq!(winners.len(), 1, "in round {round}");
         assert_eq!(
             subject.fill(&key, winners[0], &subject.fresh("new")).await,
-            Filled::Stored
+            stored()
         );
     }
 }
@@ -299,7 +294,10 @@ impl Subject {
     async fn set_stale_for_short(&self, key: &Bytes, old: &Bytes) {
         for times in [1, 4, 16] {
             self.set_for(key, old, SHORT * times).await;
-            if let Leased::Acquired { stale: Some(stale) } = self.lease(key, token()).await {
+            if let Leased::Acquired {
+                stale: Some(stale), ..
+            } = self.lease(key, token()).await
+            {
                 assert!(same_but_lease(&stale, old));
                 return;
             }

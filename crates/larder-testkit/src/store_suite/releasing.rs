@@ -1,11 +1,10 @@
 //! Properties of giving a lease back.
 
 use bytes::Bytes;
-use larder::store::Filled;
 
 use super::{
     HOUR, Subject, assert_acquired_absent, assert_acquired_stale, assert_same_but_lease, lease_in,
-    ok, token,
+    ok, stored, token,
 };
 
 /// A released placeholder is gone, and the next reader loads at once.
@@ -52,7 +51,7 @@ pub async fn release_leaves_the_leases_of_others_alone(subject: &Subject) {
     for key in &keys[..2] {
         assert_eq!(
             subject.fill(key, holder, &subject.fresh("v")).await,
-            Filled::Stored
+            stored()
         );
     }
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder::envelope::Header;
-use larder::store::{Fill, Filled, LeaseRequest, Leased, Write};
+use larder::store::{Fill, LeaseRequest, Leased};
 
 use super::{
     HOUR, HOUR_MS, SHORT, Subject, assert_acquired_absent, assert_acquired_stale,
-    assert_same_but_lease, fill, ok, token,
+    assert_same_but_lease, fill, ok, stored, token, write,
 };
 
 /// `set` asks nothing about what the key held, and no lease outlives it.
@@ -27,13 +27,9 @@ pub async fn set_replaces_whatever_was_there(subject: &Subject) {
     let writes: Vec<_> = keys
         .iter()
         .zip(&values)
-        .map(|(key, value)| Write {
-            key: key.clone(),
-            value: value.clone(),
-            ttl: HOUR,
-        })
+        .map(|(key, value)| write(key, value))
         .collect();
-    ok("set", subject.store.set(&writes).await);
+    assert_eq!(subject.set_all(&writes).await, vec![stored(); keys.len()]);
     let expected: Vec<_> = values.iter().cloned().map(Some).collect();
     assert_eq!(subject.get(&keys).await, expected);
     for (key, value) in keys.iter().zip(&values) {
@@ -72,7 +68,7 @@ pub async fn expire_makes_stale_and_keeps_the_rest(subject: &Subject) {
             ..subject.request(token(), HOUR)
         };
         match subject.lease_with(key, &request).await {
-            Leased::Acquired { stale: Some(_) } => {}
+            Leased::Acquired { stale: Some(_), .. } => {}
             other => panic!("an expired value is leased with its value readable, not {other:?}"),
         }
     }
@@ -134,7 +130,7 @@ pub async fn a_value_is_gone_when_its_time_to_live_is_over(subject: &Subject) {
         ttl: SHORT,
         ..fill(&keys[1], holder, &value)
     };
-    assert_eq!(subject.fill_all(&[short]).await, [Filled::Stored]);
+    assert_eq!(subject.fill_all(&[short]).await, [stored()]);
     subject.expire(&keys[2], subject.now()).await;
     subject.set(&keys[3], &value).await;
     subject.pass(SHORT);
@@ -188,6 +184,6 @@ pub async fn extreme_times_are_taken(subject: &Subject) {
         ttl: Duration::MAX,
         ..fill(&leased, holder, &value)
     };
-    assert_eq!(subject.fill_all(&[fill]).await, [Filled::Stored]);
+    assert_eq!(subject.fill_all(&[fill]).await, [stored()]);
     assert_eq!(subject.raw(&leased).await, Some(value));
 }

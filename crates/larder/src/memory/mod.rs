@@ -253,6 +253,23 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         }
     }
 
+    /// What `read` makes of the key of one entry, which `random` picks, each as likely as any
+    /// other, expired ones that nobody has met since included. `None` if the table is empty, or
+    /// shrinks meanwhile. Leaves no mark.
+    ///
+    /// `read` runs under the shared lock of the shard, and must not use this table.
+    pub(crate) fn draw<R>(&self, random: u64, read: impl FnOnce(&K) -> R) -> Option<R> {
+        let mut at = random.checked_rem(self.len())?;
+        for Locked(shard) in &self.shards {
+            let shard = sync::read(shard);
+            match shard.nth(at) {
+                Some(slot) => return Some(read(&slot.key)),
+                None => at -= shard.len(),
+            }
+        }
+        None
+    }
+
     /// Looks at no more than `at_most` entries, going on where it last stopped, drops those whose
     /// deadline is at or before `now`, and returns how many it dropped.
     ///

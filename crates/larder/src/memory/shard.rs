@@ -90,6 +90,12 @@ impl<K, T> Shard<K, T> {
         self.slots.iter()
     }
 
+    /// One of the slots, which change their places as others come and go.
+    pub(super) fn nth(&self, at: u64) -> Option<&Slot<K, T>> {
+        let at = u32::try_from(at).ok().filter(|at| *at < self.slots.len())?;
+        Some(&self.slots[at])
+    }
+
     /// The live value of `key`. Leaves a mark that it was read.
     #[inline]
     pub(super) fn get<Q>(&self, hash: u32, key: &Q, now: Millis) -> Option<&T>

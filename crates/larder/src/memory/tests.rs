@@ -227,6 +227,22 @@ impl Pair {
     }
 }
 
+#[test]
+fn every_entry_is_drawn_by_as_many_numbers_as_any_other() {
+    let table = Memory::<u64, ()>::with_shards(Bound::Entries(8_000), 8);
+    assert_eq!(table.draw(7, |_| ()), None);
+    for key in 0..20 {
+        table.put(key, (), FOREVER, 0);
+    }
+    for round in [0, 20, u64::MAX / 20 * 20 - 20] {
+        let mut drawn: Vec<_> = (round..round + 20)
+            .filter_map(|number| table.draw(number, |key| *key))
+            .collect();
+        drawn.sort_unstable();
+        assert_eq!(drawn, (0..20).collect::<Vec<_>>());
+    }
+}
+
 proptest! {
     #[test]
     fn it_follows_the_model_in_entries(

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
+use larder::backplane::LocalBus;
 use larder::clock::{BoxFuture, Millis};
 use larder::envelope::Header;
 use larder::store::{
-    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, StoreResult, Write,
+    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, StoreResult, Swept, Write,
 };
 use larder::{Larder, LarderBuilder, Store};
-use larder_testkit::{FaultyStore, ManualClock, MemoryStore, larder_with};
+use larder_testkit::{FaultyBus, FaultyStore, ManualClock, MemoryStore, larder_with};
 use tokio::task::JoinHandle;
 
 /// A tier in memory with switches in front of it.
@@ -86,7 +87,9 @@ pub(crate) fn with_two_tiers(namespace: &str) -> (Larder, Arc<ManualClock>, Faul
 
 /// Another process: a larder of its own over a store that others use too.
 pub(crate) fn another_process(namespace: &str, clock: &Arc<ManualClock>, store: &Faulty) -> Larder {
-    let builder: LarderBuilder = Larder::builder(namespace).clock(clock.clone());
+    let builder: LarderBuilder = Larder::builder(namespace)
+        .clock(clock.clone())
+        .without_backplane();
     builder.shared(store.clone()).build().unwrap()
 }
 
@@ -234,7 +237,7 @@ impl<S: Store> Store for Wobbly<S> {
         self.meet(self.store.release(keys, token))
     }
 
-    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<()>> {
+    fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         self.meet(self.store.set(writes))
     }
 
@@ -242,12 +245,30 @@ impl<S: Store> Store for Wobbly<S> {
         self.meet(self.store.expire(keys, wall))
     }
 
-    fn delete<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
-        self.meet(self.store.delete(keys))
+    fn delete<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, StoreResult<()>> {
+        self.meet(self.store.delete(keys, counter))
     }
 
-    fn clear<'a>(&'a self, prefix: &'a [u8]) -> BoxFuture<'a, StoreResult<u64>> {
-        self.meet(self.store.clear(prefix))
+    fn sweep<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        condemned: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
+        progress: &'a (dyn Fn(Swept) + Send + Sync),
+    ) -> BoxFuture<'a, StoreResult<Swept>> {
+        self.meet(self.store.sweep(prefix, condemned, progress))
+    }
+
+    fn enlist<'a>(
+        &'a self,
+        record: &'a Bytes,
+        member: u32,
+        keep: Duration,
+    ) -> BoxFuture<'a, StoreResult<Vec<u32>>> {
+        self.meet(self.store.enlist(record, member, keep))
     }
 
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
@@ -267,6 +288,7 @@ pub(crate) async fn put(store: &impl Store, key: &str, bytes: impl Into<Bytes>) 
         key: Bytes::copy_from_slice(key.as_bytes()),
         value: bytes.into(),
         ttl: secs(24 * 3600),
+        tags: None,
     };
     store.set(&[write]).await.unwrap();
 }
@@ -274,4 +296,59 @@ pub(crate) async fn put(store: &impl Store, key: &str, bytes: impl Into<Bytes>) 
 /// The lease on `key`, if there is one.
 pub(crate) async fn lease_on(store: &impl Store, key: &str) -> Option<LeaseToken> {
     Header::parse(&bytes_of(store, key).await?)?.lease
+}
+
+/// Several processes on one clock, one shared tier and one bus, each with switches of its own.
+pub(crate) struct Fleet {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) store: Faulty,
+    pub(crate) bus: LocalBus,
+}
+
+/// What carries a process of a [`Fleet`] to the others.
+pub(crate) type Line = FaultyBus<LocalBus>;
+
+impl Fleet {
+    pub(crate) fn new() -> Self {
+        let clock = ManualClock::new();
+        let store = faulty(&clock).0;
+        let bus = LocalBus::new();
+        Self { clock, store, bus }
+    }
+
+    /// A process above the shared tier.
+    pub(crate) fn process(&self) -> (Larder, Line) {
+        self.process_with(|builder| builder.shared(self.store.clone()))
+    }
+
+    /// A process with the tiers that `tiers` adds.
+    pub(crate) fn process_with(
+        &self,
+        tiers: impl FnOnce(LarderBuilder) -> LarderBuilder,
+    ) -> (Larder, Line) {
+        let line = FaultyBus::new(self.bus.clone());
+        let builder = Larder::builder("t")
+            .clock(self.clock.clone())
+            .backplane(line.clone());
+        (tiers(builder).build().unwrap(), line)
+    }
+}
+
+/// Waits, by turns of the runtime, until `done` says so.
+pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..100_000 {
+        if done() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("never: {what}");
+}
+
+/// Waits until a larder trusts its bus.
+pub(crate) async fn healthy(larder: &Larder) {
+    until("the bus is healthy", || {
+        larder.bus().is_some_and(|bus| bus.healthy)
+    })
+    .await;
 }

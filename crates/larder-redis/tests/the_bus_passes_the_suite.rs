@@ -1,0 +1,31 @@
+//! Every promise of the `Backplane` contract, on a real server.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use larder_redis::{Redis, RedisBus, RedisOptions};
+use larder_testkit::{BusSubject, RedisServer, bus_suite};
+
+async fn open() -> BusSubject {
+    let server = Arc::new(RedisServer::start().unwrap());
+    let options = RedisOptions {
+        journal_messages: 1_000,
+        ..RedisOptions::default()
+    };
+    let tier = Redis::with_options(&server.url(), options.clone()).unwrap();
+    let bus = larder::Store::backplane(&tier).unwrap();
+    let peer = RedisBus::with_options(&server.url(), options).unwrap();
+    let forger = server.clone();
+    BusSubject::new(bus)
+        .with_peer(Arc::new(peer))
+        .with_journal(1_000)
+        .with_forger(move |channel, bytes| {
+            let channel = format!("{channel}:~bus");
+            let publish = [b"PUBLISH", channel.as_bytes(), bytes];
+            forger.command(&publish).unwrap();
+        })
+        .keep(server)
+}
+
+bus_suite!(open);

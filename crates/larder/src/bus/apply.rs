@@ -1,0 +1,362 @@
+//! What an invalidation does to this process: its memory, and the tiers that it alone writes to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::message::{Item, Why as Reason};
+use crate::clock::Millis;
+use crate::courier::{Errand, Why};
+use crate::glob::Glob;
+use crate::larder::Shared;
+use crate::registry::{AnyCache, Heard, Home};
+use crate::tags::name;
+use crate::tasks::TaskKind;
+use crate::tier::{Budget, Sharing, Tier, Unserved};
+
+/// How long the tiers remember that a schema version is in use: longer than any entry without a TTL
+/// lives there.
+const ENLISTED_FOR: Duration = Duration::from_secs(31 * 24 * 3600);
+/// How often that is renewed, in milliseconds.
+const ENLIST_EVERY: Millis = 24 * 3600 * 1000;
+/// How soon the others are told once more if the bus did not take it, in milliseconds.
+const TELL_AGAIN: Millis = 1_000;
+/// The most caches whose schema versions are kept in mind, and the most versions of one.
+const MOST_CACHES: usize = 10_000;
+const MOST_VERSIONS: usize = 64;
+
+/// The schema versions of one cache that are in use somewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Census {
+    versions: BTreeSet<u32>,
+    /// The stamp of the moment when a tier was asked for them.
+    asked: Option<u64>,
+    /// Whether the others have still to be told of the version of this process.
+    untold: bool,
+}
+
+/// Copies that are being dropped from a tier.
+struct Forgetting(Arc<AtomicUsize>);
+
+impl Drop for Forgetting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Shared {
+    /// Does to memory once more what an errand has done before the tiers took it: a reader in
+    /// between may have brought back what was about to go.
+    pub(crate) fn apply_once_more(&self, errand: &Errand) {
+        match errand {
+            Errand::Forget {
+                cache,
+                key,
+                why: Why::Written,
+                ..
+            } => self.forget_dependents(cache, key),
+            Errand::Forget {
+                cache, key, why, ..
+            } => {
+                let decoded = self
+                    .find(cache)
+                    .is_some_and(|cache| cache.hear(key, Heard(*why)));
+                if !decoded && *why != Why::Expired {
+                    self.forget_dependents(cache, key);
+                }
+            }
+            Errand::Tag(tag) => self.tags.invalidate(tag),
+            Errand::Clear(cache) => match self.find(cache) {
+                Some(cache) => cache.forget_all(),
+                None => self.tags.invalidate(&name::of_cache(cache)),
+            },
+            Errand::Pattern { cache, glob } => self.forget_matching(cache, glob),
+            Errand::Everything => self.forget_everything(),
+        }
+    }
+
+    /// Does what another process says.
+    pub(crate) fn apply(self: &Arc<Self>, item: &Item) {
+        match item {
+            Item::Forget {
+                cache,
+                key,
+                versions,
+                why,
+            } => {
+                match self.find(cache) {
+                    Some(cache) => self.forget_heard(&cache, key, versions, *why),
+                    // What is made from an entry may be here without the cache of that entry.
+                    None if *why != Reason::Expired => self.forget_dependents(cache, key),
+                    None => {}
+                }
+            }
+            Item::Tag { tag } => self.tags.invalidate(tag),
+            Item::Clear { cache } => match self.find(cache) {
+                Some(cache) => {
+                    cache.count_heard();
+                    cache.forget_all();
+                }
+                None => self.tags.invalidate(&name::of_cache(cache)),
+            },
+            Item::Pattern { cache, glob } => {
+                self.forget_matching(cache, glob);
+                if let Some(heard) = self.find(cache) {
+                    heard.count_heard();
+                    self.sweep_private_tiers(&heard, glob);
+                }
+            }
+            Item::Everything => {
+                self.forget_everything();
+                self.empty_private_tiers();
+            }
+            Item::Version { cache, version } => {
+                self.note_version(cache, *version);
+            }
+        }
+    }
+
+    fn forget_heard(
+        self: &Arc<Self>,
+        cache: &Arc<dyn AnyCache>,
+        key: &Bytes,
+        versions: &[u32],
+        reason: Reason,
+    ) {
+        let why = match reason {
+            Reason::Invalidated | Reason::Written => Why::Invalidated,
+            Reason::Expired => Why::Expired,
+        };
+        cache.count_heard();
+        if !cache.hear(key, Heard(why)) && why != Why::Expired {
+            self.forget_dependents(cache.name(), key);
+        }
+        if cache.lives().0 == Home::MemoryAlone {
+            return;
+        }
+        let entry = self.entry_key(cache.name(), cache.version(), key);
+        let mut stale = self.private_tiers_above_shared();
+        // Whoever sent it did not know of our version, so the shared entry is left to us.
+        let unknown = !versions.is_empty() && !versions.contains(&cache.version());
+        stale.extend(self.tiers.last().filter(|_| unknown).cloned());
+        if stale.is_empty() {
+            return;
+        }
+        let (shared, cache, key) = (Arc::clone(self), Arc::clone(cache), key.clone());
+        let forgetting = self.begin_forgetting();
+        self.tasks.spawn(TaskKind::Work, async move {
+            let _until_done = forgetting;
+            for tier in stale.iter().rev() {
+                let mut budget = Budget::new(shared.tier_budget);
+                let keys = std::slice::from_ref(&entry);
+                // What does not get through is owed by the tier.
+                let _ = match why {
+                    Why::Expired => tier.expire(&mut budget, keys, shared.clock.wall()).await,
+                    _ => tier.delete(&mut budget, keys).await,
+                };
+            }
+            cache.hear(&key, Heard(why));
+        });
+    }
+
+    /// What depends on a key goes, whether its cache is known here or not.
+    fn forget_dependents(&self, cache: &str, key: &[u8]) {
+        self.tags.invalidate_if_carried(&name::of_key(cache, key));
+    }
+
+    /// Whether copies that others told of are still being dropped from a tier.
+    pub(crate) fn is_forgetting(&self) -> bool {
+        self.forgetting.load(SeqCst) > 0
+    }
+
+    fn begin_forgetting(&self) -> Forgetting {
+        self.forgetting.fetch_add(1, SeqCst);
+        Forgetting(Arc::clone(&self.forgetting))
+    }
+
+    fn forget_matching(&self, cache: &str, glob: &str) {
+        let parsed = Glob::parse(glob).ok();
+        // Another release may know more globs. Everything is matched by that.
+        let condemned = |key: &[u8]| parsed.as_ref().is_none_or(|glob| glob.matches_encoded(key));
+        match self.find(cache) {
+            Some(cache) if parsed.is_none() => cache.forget_all(),
+            Some(cache) => drop(cache.forget_matching(&condemned)),
+            None => self.tags.invalidate_keys(cache, &condemned),
+        }
+    }
+
+    fn forget_everything(&self) {
+        for cache in self.caches() {
+            cache.forget_all();
+        }
+    }
+
+    /// The tiers that hold copies of what other processes may change.
+    fn private_tiers_above_shared(&self) -> Vec<Arc<Tier>> {
+        let lowest = self
+            .tiers
+            .iter()
+            .rposition(|tier| tier.sharing() == Sharing::Shared);
+        let above = self.tiers.iter().take(lowest.unwrap_or(0));
+        above
+            .filter(|tier| tier.sharing() == Sharing::Private)
+            .cloned()
+            .collect()
+    }
+
+    /// Takes the private tiers above a shared one out of use until they are empty.
+    pub(crate) fn empty_private_tiers(&self) {
+        for tier in self.private_tiers_above_shared() {
+            tier.empty();
+        }
+    }
+
+    fn sweep_private_tiers(self: &Arc<Self>, cache: &Arc<dyn AnyCache>, glob: &str) {
+        let tiers = self.private_tiers_above_shared();
+        if tiers.is_empty() || cache.lives().0 == Home::MemoryAlone {
+            return;
+        }
+        let prefix = self.entry_key(cache.name(), cache.version(), b"");
+        let (shared, name, glob) = (Arc::clone(self), cache.name().to_owned(), glob.to_owned());
+        let forgetting = self.begin_forgetting();
+        self.tasks.spawn(TaskKind::Work, async move {
+            let _until_done = forgetting;
+            let parsed = Glob::parse(&glob).ok();
+            let condemned = |key: &[u8]| {
+                let logical = key.get(prefix.len()..).unwrap_or_default();
+                parsed
+                    .as_ref()
+                    .is_none_or(|glob| glob.matches_encoded(logical))
+            };
+            for tier in tiers {
+                if tier.sweep(&prefix, &condemned, &|_| ()).await.is_err() {
+                    tier.empty();
+                }
+            }
+            shared.forget_matching(&name, &glob);
+        });
+    }
+
+    /// Invalidates a tag by its inner name, here and everywhere.
+    pub(crate) async fn invalidate_tag(
+        self: &Arc<Self>,
+        tag: Box<str>,
+    ) -> crate::error::Result<crate::courier::Receipt> {
+        self.check_open()?;
+        self.tags.invalidate(&tag);
+        if self.tiers.is_empty() && self.bus.is_none() {
+            return Ok(crate::courier::Receipt::ACKED);
+        }
+        self.send(Errand::Tag(tag)).await
+    }
+
+    /// Tells the lowest tier and the other processes that a schema version is in use; when that has
+    /// to be said again, or `None` if the tier could not be told.
+    pub(crate) async fn enlist(
+        self: &Arc<Self>,
+        cache: &Arc<str>,
+        version: u32,
+        budget: &mut Budget,
+    ) -> Option<Millis> {
+        let again = self.clock.monotonic().saturating_add(ENLIST_EVERY);
+        let Some(lowest) = self.shared_lowest() else {
+            return Some(again);
+        };
+        if !self.note_version(cache, version)
+            && let Some(census) = self.census().get_mut(&**cache)
+        {
+            census.untold = true;
+        }
+        self.ask_census(lowest, cache, version, ENLISTED_FOR, budget)
+            .await?;
+        let untold = self.census().get(&**cache).is_some_and(|all| all.untold);
+        if !untold {
+            return Some(again);
+        }
+        let item = Item::Version {
+            cache: cache.as_ref().into(),
+            version,
+        };
+        // Whoever has asked the tier already would not hear of it otherwise.
+        if self.publish(vec![item]).await.is_err() {
+            return Some(self.clock.monotonic().saturating_add(TELL_AGAIN));
+        }
+        if let Some(census) = self.census().get_mut(&**cache) {
+            census.untold = false;
+        }
+        Some(again)
+    }
+
+    /// The schema versions of a cache that are in use anywhere.
+    pub(crate) async fn versions_of(
+        self: &Arc<Self>,
+        cache: &str,
+        budget: &mut Budget,
+    ) -> Vec<u32> {
+        let asked = self.census().get(cache).and_then(|census| census.asked);
+        let believed = asked.is_some_and(|asked| self.epochs().believes(asked));
+        if let Some(lowest) = self.shared_lowest().filter(|_| !believed) {
+            let _unknown = self
+                .ask_census(lowest, cache, 0, Duration::ZERO, budget)
+                .await;
+        }
+        let mut versions: BTreeSet<u32> = self
+            .census()
+            .get(cache)
+            .map(|census| census.versions.clone())
+            .unwrap_or_default();
+        versions.extend(self.registered_version(cache));
+        versions.into_iter().collect()
+    }
+
+    async fn ask_census(
+        &self,
+        lowest: &Arc<Tier>,
+        cache: &str,
+        version: u32,
+        keep: Duration,
+        budget: &mut Budget,
+    ) -> Option<()> {
+        let asked = self.epochs().stamp();
+        let record = self.records.versions(cache);
+        let versions = match lowest.enlist(budget, &record, version, keep).await {
+            Ok(versions) => versions,
+            // A store without lists: what is heard on the bus has to do.
+            Err(Unserved::Unsupported(_)) => Vec::new(),
+            Err(_) => return None,
+        };
+        let mut all = self.census();
+        if all.len() < MOST_CACHES || all.contains_key(cache) {
+            let census = all.entry(cache.into()).or_default();
+            let room = MOST_VERSIONS.saturating_sub(census.versions.len());
+            census.versions.extend(versions.into_iter().take(room));
+            census.asked = Some(asked);
+        }
+        Some(())
+    }
+
+    /// Keeps a schema version in mind; whether it was known.
+    fn note_version(&self, cache: &str, version: u32) -> bool {
+        let mut all = self.census();
+        if all.len() >= MOST_CACHES && !all.contains_key(cache) {
+            return true;
+        }
+        let versions = &mut all.entry(cache.into()).or_default().versions;
+        versions.len() >= MOST_VERSIONS || !versions.insert(version)
+    }
+
+    /// The version of a cache of this process that lives in the tiers.
+    pub(crate) fn registered_version(&self, cache: &str) -> Option<u32> {
+        let cache = self.find(cache)?;
+        (cache.lives().0 == Home::AboveTiers).then(|| cache.version())
+    }
+
+    fn shared_lowest(&self) -> Option<&Arc<Tier>> {
+        self.tiers
+            .last()
+            .filter(|tier| tier.sharing() == Sharing::Shared)
+    }
+}

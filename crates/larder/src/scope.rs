@@ -1,0 +1,128 @@
+//! What reads bring with them: whoever makes something from cached values inherits their tags, and
+//! the shortest of their times.
+//!
+//! A scope is a place in the task: every cached read inside it leaves a note there. Loads run in a
+//! scope of their own by themselves; other code asks for one with [`collect`].
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::tags::{MAX_TAGS, Tag};
+
+tokio::task_local! {
+    static SCOPE: RefCell<Inherited>;
+}
+
+/// What the reads of a scope have in common with what is made from them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inherited {
+    /// The tags of every entry read, and the tag that each of them is itself.
+    pub(crate) tags: Vec<Arc<Tag>>,
+    /// How long the first of them stays fresh.
+    pub(crate) fresh_for: Option<Duration>,
+    /// Whether there were more tags than an entry can carry.
+    pub(crate) too_many: bool,
+}
+
+impl Inherited {
+    fn note(&mut self, tags: impl IntoIterator<Item = Arc<Tag>>, fresh_for: Duration) {
+        for tag in tags {
+            if self.tags.iter().any(|known| Arc::ptr_eq(known, &tag)) {
+                continue;
+            }
+            if self.tags.len() == MAX_TAGS {
+                self.too_many = true;
+                break;
+            }
+            self.tags.push(tag);
+        }
+        let shortest = self
+            .fresh_for
+            .map_or(fresh_for, |known| known.min(fresh_for));
+        self.fresh_for = Some(shortest);
+    }
+
+    /// Takes over what another scope has collected.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.too_many |= other.too_many;
+        if let Some(fresh_for) = other.fresh_for {
+            self.note(other.tags, fresh_for);
+        } else {
+            let kept = self.fresh_for;
+            self.note(other.tags, Duration::MAX);
+            self.fresh_for = kept;
+        }
+    }
+}
+
+/// What [`collect`] found: the tags of everything that was read, and how long the first of it stays
+/// fresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Collected {
+    /// The tags that loaders gave to the entries read, sorted.
+    pub tags: Vec<String>,
+    /// How long the entry that goes stale first stays fresh; `None` if nothing was read.
+    pub fresh_for: Option<Duration>,
+    /// Whether there were more tags than were kept (1,000): what is made from so much is better not
+    /// stored.
+    pub too_many: bool,
+}
+
+/// Runs `work` and returns, with its output, the tags and the shortest time of every cached read
+/// inside it. For what is made from cached values and kept elsewhere, as an HTTP response is.
+///
+/// Reads in tasks that `work` spawns are not seen. A scope inside another one adds to both.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> larder::Result<()> {
+/// use larder::{Cache, Larder, Loaded};
+///
+/// let products: Cache<u64, String> = Larder::builder("shop").build()?.cache("product").build()?;
+/// let load = |_| async {
+///     Ok::<_, std::io::Error>(Loaded::value("espresso".to_owned()).tags(["category:3"]))
+/// };
+/// let (_page, collected) = larder::collect(async {
+///     products.get_or_load(&7, load).await
+/// })
+/// .await;
+/// assert_eq!(collected.tags, ["category:3"]);
+/// # Ok(()) }
+/// ```
+pub async fn collect<F: Future>(work: F) -> (F::Output, Collected) {
+    let (output, inherited) = inherit(work).await;
+    let names = inherited.tags.iter().filter_map(|tag| tag.given_name());
+    let mut tags: Vec<String> = names.map(str::to_owned).collect();
+    tags.sort_unstable();
+    let collected = Collected {
+        tags,
+        fresh_for: inherited.fresh_for,
+        too_many: inherited.too_many,
+    };
+    let _no_outer_scope = SCOPE.try_with(|outer| outer.borrow_mut().extend(inherited));
+    (output, collected)
+}
+
+/// Runs `work` in a scope of its own.
+pub(crate) async fn inherit<F: Future>(work: F) -> (F::Output, Inherited) {
+    SCOPE
+        .scope(RefCell::default(), async {
+            let output = work.await;
+            let inherited = SCOPE.with(RefCell::take);
+            (output, inherited)
+        })
+        .await
+}
+
+/// Whether anybody collects what is read here.
+pub(crate) fn is_open() -> bool {
+    SCOPE.try_with(|_| ()).is_ok()
+}
+
+/// Leaves a note of an entry that was read.
+pub(crate) fn note(tags: impl IntoIterator<Item = Arc<Tag>>, fresh_for: Duration) {
+    let _nobody_collects = SCOPE.try_with(|scope| scope.borrow_mut().note(tags, fresh_for));
+}
