@@ -3,13 +3,15 @@
 
 mod common;
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{Following, PATIENCE, Shop, follow, key, products, tag, tell_all};
 use larder::{BoxError, Invalidation};
-use larder_sql::{FeedConfig, Role, Wake};
+use larder_sql::{Feed, FeedConfig, Role, Wake};
 use larder_testkit::{ChaosProxy, Direction, LinkFault, PostgresServer};
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -49,7 +51,11 @@ async fn until(holds: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, seen).await.unwrap();
+    soon(seen).await;
+}
+
+async fn soon<T>(awaited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, awaited).await.unwrap()
 }
 
 fn insert(id: u32) -> String {
@@ -142,12 +148,55 @@ async fn what_was_handed_over_and_not_acknowledged_comes_again() {
             std::future::pending::<Result<(), BoxError>>().await
         }
     });
-    assert_eq!(handed_over.recv().await, Some(key(1)));
+    assert_eq!(soon(handed_over.recv()).await, Some(key(1)));
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
     let mut following = Following::start(&feed);
     following.sees([key(1), tag(3)]).await;
     shop.until(EMPTY).await;
+}
+
+#[tokio::test]
+async fn a_killed_process_leaves_what_it_had_not_acknowledged() {
+    const CHILD: &str = "LARDER_TEST_FOLLOWER";
+    if let Ok(url) = std::env::var(CHILD) {
+        return follow_and_hang(&url).await;
+    }
+    let shop = Shop::open().await;
+    // Nothing takes over by being impatient: the killed process alone gives up its place.
+    let feed = shop.feed(hasty()).await;
+    shop.run(&insert(1)).await;
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_killed_process_leaves_what_it_had_not_acknowledged",
+            "--nocapture",
+        ])
+        .env(CHILD, &shop.url)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("handed over key product:1")));
+    let mut following = Following::start(&feed);
+    until(|| feed.health().role == Role::StandingBy).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    following.sees([key(1), tag(3)]).await;
+    shop.until(EMPTY).await;
+}
+
+/// The other process: it says what it was given, and is killed before it acknowledged that.
+#[expect(clippy::print_stdout, reason = "its parent reads it")]
+async fn follow_and_hang(url: &str) {
+    let feed = Feed::at(url, hasty()).unwrap();
+    feed.follow(|batch| async move {
+        println!("\nhanded over {}", batch[0]);
+        std::future::pending().await
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -170,7 +219,7 @@ async fn what_cannot_be_applied_now_is_tried_again_until_it_can() {
             }
         }
     });
-    assert_eq!(applied.recv().await, Some(key(1)));
+    assert_eq!(soon(applied.recv()).await, Some(key(1)));
     shop.until(EMPTY).await;
     assert_eq!(feed.health().not_applied, 2);
     following.abort();
@@ -347,7 +396,7 @@ async fn a_follower_that_is_cut_off_from_the_network_loses_its_place() {
         .url
         .replace(&port, &format!(":{}/", proxy.address().port()));
     let feed = shop.feed(impatient()).await;
-    let far_feed = larder_sql::Feed::at(&through, impatient()).unwrap();
+    let far_feed = Feed::at(&through, impatient()).unwrap();
     let mut far = Following::start(&far_feed);
     shop.run(&insert(1)).await;
     far.sees([key(1)]).await;

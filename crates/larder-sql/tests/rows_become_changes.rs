@@ -207,31 +207,36 @@ async fn values_are_written_alike_whatever_the_session_prefers() {
     shop.run(
         "CREATE TYPE mood AS ENUM ('Good', 'so so'); CREATE DOMAIN number AS int; \
          CREATE TABLE odd (b bool, u uuid, n numeric(8,2), f float8, d date, t timestamptz, \
-                           m mood, x number, c varchar(5), i bigint)",
+                           m mood, x number, c varchar(5), i bigint, s interval)",
     )
     .await;
-    let columns = ["b", "u", "n", "f", "d", "t", "m", "x", "c", "i"];
-    let mappings = columns.map(|column| Mapping::Tag(format!("{column}={{{column}}}")));
+    let columns = ["b", "u", "n", "f", "d", "t", "m", "x", "c", "i", "s"];
+    let tags = columns.map(|column| Mapping::Tag(format!("{column}={{{column}}}")));
+    let mappings = tags.into_iter().chain([Mapping::Tag(r"a\b\'".into())]);
     shop.feed(watching("odd", mappings)).await;
-    let row = "INSERT INTO odd VALUES (true, 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11', 1.50, 0.1, \
-               '2026-01-31', '2026-01-31 12:00:00+00', 'so so', 4, 'é', -9223372036854775808)";
+    let row = "INSERT INTO odd VALUES (true, 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11', 1.50, \
+               0.3::float8 + 0.6, '2026-01-31', '2026-01-31 12:00:00+00', 'so so', 4, 'é', \
+               -9223372036854775808, '1 day 2 h')";
     let expected = [
+        r"tag a\b\'",
         "tag b=true",
         "tag c=é",
         "tag d=2026-01-31",
-        "tag f=0.1",
+        "tag f=0.8999999999999999",
         "tag i=-9223372036854775808",
         "tag m=so so",
         "tag n=1.50",
+        "tag s=1 day 02:00:00",
         "tag t=2026-01-31 12:00:00+00",
         "tag u=a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
         "tag x=4",
     ];
+    // The odd ones first: what was parsed once with plain ones would be kept.
     for settings in [
-        "",
         "SET LOCAL datestyle = 'SQL, DMY'; SET LOCAL timezone = 'Asia/Tokyo'; \
-         SET LOCAL extra_float_digits = -3; SET LOCAL search_path = ''; \
-         SET LOCAL standard_conforming_strings = off;",
+         SET LOCAL extra_float_digits = -3; SET LOCAL intervalstyle = 'iso_8601'; \
+         SET LOCAL search_path = ''; SET LOCAL standard_conforming_strings = off;",
+        "",
     ] {
         let insert = format!(
             "BEGIN; {settings} {}; COMMIT",

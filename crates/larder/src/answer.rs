@@ -128,7 +128,7 @@ impl<V> Loaded<V> {
     /// ```
     /// use larder::Loaded;
     ///
-    /// let found = Loaded::value("espresso").tags(["category:7", "brand:3"]);
+    /// let found: Loaded<&str> = Loaded::value("espresso").tags(["category:7", "brand:3"]);
     /// ```
     #[must_use]
     pub fn tags<T: AsRef<str>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
