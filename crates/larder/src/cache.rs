@@ -619,6 +619,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             stamp: AtomicU64::new(began.stamp),
             load_ms: opened.label.load_ms,
             encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
+            fill_id: Some(opened.label.fill_id),
             details: Details::of(opened.label, tags),
         };
         Ok(Opened { held, versions })
@@ -642,7 +643,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         self.counters.one(match (story.state, story.origin) {
             (State::Stale, _) => Count::StaleServed,
             (State::Missing | State::NotStored, _) | (_, Origin::Loader) => Count::Miss,
-            (_, Origin::Memory | Origin::StandIn) => Count::HitMemory,
+            (_, Origin::Memory | Origin::Confirmed | Origin::StandIn) => Count::HitMemory,
             (_, Origin::Tier(_)) => Count::HitTier,
             (_, Origin::Nobody) => Count::Miss,
         });
@@ -664,14 +665,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         let now = self.clock().monotonic();
         let source = match story.origin {
             _ if story.shared => Source::Flight,
-            Origin::Memory | Origin::StandIn => Source::Memory,
+            Origin::Memory | Origin::Confirmed | Origin::StandIn => Source::Memory,
             Origin::Tier(depth) => Source::Tier(Arc::clone(self.tiers[depth].name())),
             Origin::Loader => Source::Loader,
             Origin::Nobody => Source::Nobody,
         };
         let behind = match story.origin {
             Origin::Memory | Origin::StandIn => self.behind(),
-            Origin::Tier(_) | Origin::Loader | Origin::Nobody => Some(Duration::ZERO),
+            Origin::Confirmed | Origin::Tier(_) | Origin::Loader | Origin::Nobody => {
+                Some(Duration::ZERO)
+            }
         };
         Outcome::new(source, story, now, behind)
     }

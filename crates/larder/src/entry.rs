@@ -22,6 +22,8 @@ pub(crate) struct Held<V> {
     pub load_ms: u64,
     /// The length of the encoded value, in bytes; zero where it was never encoded.
     pub encoded_len: u32,
+    /// The id of its fill, which the tiers have in front of their copies; `None` if none has one.
+    pub fill_id: Option<[u8; 16]>,
     /// What few entries have: kept apart, so that the others do not pay for it.
     pub details: Option<Arc<Details>>,
 }
@@ -83,6 +85,7 @@ impl<V> Clone for Held<V> {
             stamp: AtomicU64::new(self.stamp()),
             load_ms: self.load_ms,
             encoded_len: self.encoded_len,
+            fill_id: self.fill_id,
             details: self.details.clone(),
         }
     }
@@ -127,6 +130,7 @@ impl<V> Held<V> {
             stamp: AtomicU64::new(stamp),
             load_ms: 0,
             encoded_len: 0,
+            fill_id: None,
             details: Some(Arc::new(details)),
         }
     }
@@ -155,6 +159,7 @@ impl<V> Held<V> {
             stamp: AtomicU64::new(stamp),
             load_ms: 0,
             encoded_len: 0,
+            fill_id: None,
             details: Some(Arc::new(details)),
         }
     }

@@ -117,6 +117,16 @@ impl Header {
         (known && header.fresh_until <= header.stale_until).then_some(header)
     }
 
+    /// Whether the value is fresh at that wall time.
+    pub(crate) fn is_fresh(&self, wall: Millis) -> bool {
+        self.fresh_until > wall
+    }
+
+    /// How many bytes the header takes with so many versions behind it.
+    pub(crate) fn len_with(versions: usize) -> usize {
+        Self::LEN + VERSION_BYTES * versions
+    }
+
     /// The envelope with this header in place of its own.
     pub(crate) fn replaced_in(&self, envelope: &[u8]) -> Bytes {
         let mut copy = self.to_bytes().to_vec();
@@ -140,6 +150,9 @@ impl Header {
         bytes
     }
 }
+
+/// The length of the version of one tag.
+const VERSION_BYTES: usize = 8;
 
 /// The longest value that decompression may produce, in bytes.
 const MAX_RAW_BYTES: usize = 256 << 20;
@@ -299,7 +312,7 @@ pub(crate) fn seal(
 
 /// The envelope with these versions in place of its own; as it is if it has another number of them.
 pub(crate) fn with_versions(envelope: &Bytes, versions: &[u64]) -> Bytes {
-    let end = Header::LEN + 8 * versions.len();
+    let end = Header::len_with(versions.len());
     let fits = Header::parse(envelope)
         .is_some_and(|header| usize::from(header.tag_count) == versions.len());
     let Some(rest) = envelope.get(end..).filter(|_| fits) else {
@@ -316,6 +329,31 @@ fn put_versions(out: &mut Vec<u8>, versions: &[u64]) {
     for version in versions {
         out.extend_from_slice(&version.to_be_bytes());
     }
+}
+
+/// The mutable part of an envelope: the header, and the versions behind it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Front<'a> {
+    pub header: Header,
+    versions: &'a [u8],
+}
+
+impl Front<'_> {
+    /// The versions of the tags, that of the cache first.
+    pub(crate) fn versions(self) -> impl Iterator<Item = u64> {
+        let (versions, _) = self.versions.as_chunks();
+        versions.iter().map(|version| u64::from_be_bytes(*version))
+    }
+}
+
+/// Reads the front of an envelope, whether or not the rest is there. `None` for a placeholder and
+/// for bytes that are none.
+pub(crate) fn front(bytes: &[u8]) -> Option<Front<'_>> {
+    let header = Header::parse(bytes)?;
+    let end = Header::len_with(usize::from(header.tag_count));
+    // Behind the versions stands more, in any envelope with a value or the word that there is none.
+    let versions = bytes.get(Header::LEN..end).filter(|_| bytes.len() > end)?;
+    Some(Front { header, versions })
 }
 
 /// Takes an envelope apart, trusting nothing in it.

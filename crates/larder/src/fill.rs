@@ -102,6 +102,8 @@ impl<V> Landed<V> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Memory,
+    /// Memory, and the lowest tier says that it still stands.
+    Confirmed,
     /// The tier at this depth below memory.
     Tier(usize),
     Loader,
@@ -273,6 +275,16 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
     /// Notes an entry in memory that may have been invalidated elsewhere.
     pub(crate) fn suspects(&mut self, held: Held<V>) {
         self.suspect = Some(held);
+    }
+
+    /// The entry in memory that may have been invalidated elsewhere.
+    pub(crate) fn suspect(&self) -> Option<&Held<V>> {
+        self.suspect.as_ref()
+    }
+
+    /// The same, for whoever settles whether it was.
+    pub(crate) fn take_suspect(&mut self) -> Option<Held<V>> {
+        self.suspect.take()
     }
 
     /// The entry in memory that stands in for tiers which cannot be asked.

@@ -46,6 +46,7 @@ mod answer;
 mod bus;
 mod cache;
 mod codec;
+mod confirm;
 mod courier;
 mod entry;
 mod epoch;

@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::answer::Answer;
 use crate::cache::{Inner, Opened};
+use crate::confirm::confirm;
 use crate::entry::Held;
 use crate::envelope::{Header, Rejected};
 use crate::fence::Standing;
@@ -24,7 +25,7 @@ use crate::options::Isolation;
 use crate::policy::{self, Decision};
 use crate::stats::Count;
 use crate::store::{Fill, LeaseRequest, Leased, TagRecord};
-use crate::tags::Tag;
+use crate::tags::{Tag, Today};
 use crate::tier::{Budget, Unserved};
 use crate::write;
 
@@ -64,6 +65,8 @@ impl Seeking {
 /// Looks in every tier, top to bottom. Fills whose entry is found are landed, and the entry is
 /// promoted into the tiers above; the others come back.
 ///
+/// What memory holds and cannot vouch for is confirmed first, where that is possible.
+///
 /// While the bus is silent, a private tier above a shared one may hold what others have
 /// invalidated. It is asked only for what the lowest tier did not answer, and not at all for a
 /// caller who wants to see what this process has not heard of.
@@ -88,6 +91,10 @@ where
     };
     cache.shared.join(budget).await;
     cache.enlist(budget).await;
+    fills = confirm(&cache, fills, seeking, budget).await;
+    if fills.is_empty() {
+        return fills;
+    }
     let mut elsewhere = Vec::new();
     let unheard = fills.iter().any(FillGuard::is_unheard);
     if cache.shared.epochs().is_trusted() && !unheard {
@@ -381,17 +388,10 @@ async fn verify<K, V>(
         }
         return;
     };
-    let mut today: HashMap<Box<str>, Option<u64>> = HashMap::with_capacity(tags.len());
-    for (tag, record) in tags.into_iter().zip(answer) {
-        let record = record.as_deref().and_then(TagRecord::parse);
-        if let Some(record) = record {
-            tag.learn(record.version, asked);
-        }
-        today.insert(tag.name().into(), record.map(|record| record.version));
-    }
+    let today = Today::learned(tags, answer, asked);
     let holds = |(tag, version): &(Arc<Tag>, u64)| {
-        let asked = today.get(tag.name());
-        asked.is_none_or(|today| *today == Some(*version))
+        let said = today.says(tag);
+        said.is_none_or(|today| today == Some(*version))
     };
     for finding in findings {
         finding

@@ -551,10 +551,10 @@ where
     }
 
     fn reply(&self, held: &Held<V>, origin: Origin, state: State) -> Reply<V> {
-        let reason = if origin == Origin::StandIn {
-            Reason::LoadFailed
-        } else {
-            self.reason
+        let reason = match origin {
+            Origin::StandIn => Reason::LoadFailed,
+            Origin::Confirmed => Reason::Confirmed,
+            Origin::Memory | Origin::Tier(_) | Origin::Loader | Origin::Nobody => self.reason,
         };
         Reply {
             value: held.value.clone(),

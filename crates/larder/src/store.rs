@@ -43,9 +43,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Reads each key, in the order given.
     ///
-    /// At most `limit` bytes of a value are fetched. A longer value comes back cut to `limit + 1`
-    /// bytes, so that the caller can tell, or as `None`. A key that holds something that is not a
-    /// string of bytes reads as `None`. A placeholder reads as its header or as `None`.
+    /// Little more than `limit` bytes of a value are fetched: a longer one comes back cut to
+    /// `limit + 1` bytes, so that the caller can tell, and can read the front of a value alone. A key
+    /// that holds something that is not a string of bytes reads as `None`. A placeholder reads as its
+    /// header or as `None`.
     fn get<'a>(
         &'a self,
         keys: &'a [Bytes],

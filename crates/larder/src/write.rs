@@ -428,6 +428,7 @@ where
         stamp: AtomicU64::new(began.stamp),
         load_ms,
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
+        fill_id: sealed.is_some().then_some(label.fill_id),
         details: Details::of(label, tags),
     };
     Ok(Entry {

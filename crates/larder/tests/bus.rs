@@ -10,7 +10,7 @@ use bytes::Bytes;
 use common::{Fleet, Line, found, healthy, ms, never, secs, soon, turn_until, until};
 use larder::backplane::{Backplane, LocalBus};
 use larder::store::StoreErrorKind;
-use larder::{Cache, Isolation, Larder, Loaded, Read, Receipt, Source, TierHealth};
+use larder::{Cache, Isolation, Larder, Loaded, Read, Reason, Receipt, Source, TierHealth};
 use larder_testkit::{BusFault, BusOperation, FaultyBus, Gate, Operation, StoreFault, settle};
 
 type Numbers = Cache<u64, u64>;
@@ -519,7 +519,7 @@ async fn what_cannot_be_read_is_a_gap_and_what_is_foreign_or_forged_is_counted()
     until("it is counted", || b.bus().unwrap().unreadable == 1).await;
     assert_eq!(b.bus().unwrap().doubts, 2, "one at joining, one now");
     let read = at_b.with(Read::new()).get_explained(&1).await.unwrap();
-    assert_ne!(read.outcome.source, Source::Memory, "it was looked up anew");
+    assert_eq!(read.outcome.reason, Reason::Confirmed, "the tier was asked");
     // A message of another namespace, in our channel.
     let foreigner = Larder::builder("u").clock(fleet.clock.clone());
     let foreigner = foreigner.backplane(other.clone()).build().unwrap();

@@ -24,6 +24,7 @@ enum Flaw {
     AbsentIsEmpty,
     FetchesValuesWhole,
     CutsAtTheLimit,
+    LeavesOutLongValues,
     EndsValuesAtNul,
     EndsKeysAtNul,
     ReadsKeysAsUtf8,
@@ -206,6 +207,7 @@ impl Store for Broken {
             found.resize(keys.len(), None);
             for value in &mut found {
                 match (&value, self.flaw) {
+                    (Some(full), Flaw::LeavesOutLongValues) if full.len() > limit => *value = None,
                     (None, Flaw::AbsentIsEmpty) => *value = Some(Bytes::new()),
                     (Some(full), Flaw::EndsValuesAtNul) if full.len() > Header::LEN => {
                         let body = &full[Header::LEN..];
@@ -550,7 +552,8 @@ crate::finds! {
     an_empty_batch_is_answered_with_nothing: ErrsOnEmptyBatches;
     a_batch_may_be_large: LosesAllBut500OfABatch;
     an_absent_key_reads_as_none: AbsentIsEmpty;
-    a_value_longer_than_the_limit_is_recognisable: FetchesValuesWhole CutsAtTheLimit;
+    a_value_longer_than_the_limit_is_recognisable: FetchesValuesWhole CutsAtTheLimit
+        LeavesOutLongValues;
     a_value_comes_back_byte_for_byte: EndsValuesAtNul;
     keys_are_any_bytes: EndsKeysAtNul ReadsKeysAsUtf8;
     a_value_may_be_as_long_as_the_store_says: TakesLessThanItSays;
