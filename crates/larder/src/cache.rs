@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::answer::{Answer, Load, Loaded};
 use crate::clock::{Clock, Millis};
 use crate::codec::ValueCodec;
-use crate::courier::{Receipt, Why};
+use crate::courier::Receipt;
 use crate::entry::{Details, Held, Times};
 use crate::envelope::{self, Expect, Header, Rejected};
 use crate::epoch::Moment;
@@ -20,6 +20,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::fence::Fence;
 use crate::fill::{Landing, Origin};
 use crate::flight::Flights;
+use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::larder::Shared;
 use crate::loader::Turns;
@@ -225,7 +226,9 @@ where
     /// For loaders that read from a replica of the database, which may lag behind the write that
     /// made the invalidation necessary: give the version that the write made. What such a loader
     /// finds too old is given to its callers and not stored. A value of that version or a higher
-    /// one that is there already stays.
+    /// one that is there already stays. What else is invalidated meanwhile leaves the minimum where
+    /// it is, in this process and in every one that heard of it; a process that was not there to
+    /// hear finds it in the tier, until it invalidates the key itself.
     ///
     /// # Errors
     ///

@@ -22,14 +22,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::bus::message::{Item, Why as Reason};
+use crate::bus::message::Item;
 use crate::clock::{Clock, Millis, SystemClock};
-use crate::envelope::Header;
 use crate::error::{Error, Result};
 use crate::glob::Glob;
-use crate::invalidation::Invalidation;
+use crate::invalidation::{Invalidation, Why};
 use crate::key;
 use crate::larder::Shared;
+use crate::minimum::Minimum;
 use crate::registry::Home;
 use crate::store::{Position, Write};
 use crate::tags::name;
@@ -52,8 +52,6 @@ const MOST_RESENT: usize = 10_000;
 const MOST_UNSENT: usize = 10_000;
 /// The first and the longest wait before the bus is told again what it did not take.
 const UNSENT_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
-/// How long a minimum version keeps older values out.
-pub(crate) const MINIMUM_FOR: Duration = Duration::from_secs(10);
 
 /// How far an invalidation or a write has got when its call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,17 +147,6 @@ impl FromStr for Token {
     }
 }
 
-/// What happened to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Why {
-    Invalidated,
-    /// Invalidated, and no value of a lower version is to come back.
-    Before(u64),
-    /// Another value was set. The tiers have it already.
-    Written,
-    Expired,
-}
-
 /// One thing that everybody has to hear of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Errand {
@@ -215,11 +202,7 @@ impl Errand {
                 cache: cache.as_ref().into(),
                 key: key.clone(),
                 versions: versions.to_vec(),
-                why: match why {
-                    Why::Invalidated | Why::Before(_) => Reason::Invalidated,
-                    Why::Written => Reason::Written,
-                    Why::Expired => Reason::Expired,
-                },
+                why: *why,
             },
             Self::Tag(tag) => Item::Tag { tag: tag.clone() },
             Self::Clear(cache) => Item::Clear {
@@ -228,6 +211,7 @@ impl Errand {
             Self::Pattern { cache, glob } => Item::Pattern {
                 cache: cache.as_ref().into(),
                 glob: glob.clone(),
+                versions: versions.to_vec(),
             },
             Self::Everything => Item::Everything,
         }
@@ -546,10 +530,6 @@ impl Shared {
                 let mut budget = Budget::new(self.tier_budget);
                 told = told.and(tier.delete(&mut budget, &order.gone).await);
             }
-            if !order.minimums.is_empty() {
-                let mut budget = Budget::new(self.tier_budget);
-                told = told.and(tier.set(&mut budget, &order.minimums).await.0);
-            }
             if !order.expired.is_empty() {
                 let mut budget = Budget::new(self.tier_budget);
                 let wall = self.clock.wall();
@@ -577,6 +557,11 @@ impl Shared {
                     Err(_unsupported) => told = Delivery::Queued,
                 }
             }
+            // Behind all that removes: a minimum version stays.
+            if !order.minimums.is_empty() {
+                let mut budget = Budget::new(self.tier_budget);
+                told = told.and(tier.set(&mut budget, &order.minimums).await.0);
+            }
         }
         told
     }
@@ -584,6 +569,7 @@ impl Shared {
     /// What errands come to in one tier.
     fn order(&self, batch: &[Errand], known: &Versions, is_lowest: bool) -> Order {
         let mut order = Order::default();
+        let now = self.clock.monotonic();
         for errand in batch {
             match errand {
                 Errand::Forget {
@@ -594,6 +580,7 @@ impl Shared {
                     cache, key, why, ..
                 } => {
                     let own = self.registered_version(cache);
+                    let remembered = self.minimums.of(cache, key, now);
                     let entries = known.of(errand).iter().map(|version| {
                         let is_own = Some(*version) == own;
                         (self.entry_key(cache, *version, key), is_own)
@@ -602,8 +589,14 @@ impl Shared {
                         match why {
                             Why::Written if is_own => {}
                             Why::Expired => order.expired.push(entry),
-                            Why::Before(version) => order.minimums.push(minimum(entry, *version)),
-                            Why::Written | Why::Invalidated => order.gone.push(entry),
+                            Why::Before(version) => {
+                                order.minimums.push(Minimum::new(*version).write(entry));
+                            }
+                            Why::Written | Why::Invalidated => {
+                                let minimum = remembered.map(|least| least.write(entry.clone()));
+                                order.minimums.extend(minimum);
+                                order.gone.push(entry);
+                            }
                         }
                     }
                     if is_lowest && *why != Why::Expired {
@@ -623,6 +616,8 @@ impl Shared {
                     for version in known.of(errand) {
                         let prefix = self.entry_key(cache, *version, b"");
                         order.patterns.push((prefix, glob.clone()));
+                        let minimums = self.minimums_matching(cache, *version, glob.as_ref());
+                        order.minimums.extend(minimums);
                     }
                 }
                 Errand::Everything => {
@@ -633,6 +628,20 @@ impl Shared {
             }
         }
         order
+    }
+
+    /// The minimum versions that a sweep by `glob` takes along, to be put back.
+    pub(crate) fn minimums_matching(
+        &self,
+        cache: &str,
+        version: u32,
+        glob: Option<&Glob>,
+    ) -> Vec<Write> {
+        let all = self.minimums.of_cache(cache, self.clock.monotonic());
+        let swept = all.into_iter().filter(|(key, _)| condemns(glob, b"", key));
+        swept
+            .map(|(key, minimum)| minimum.write(self.entry_key(cache, version, &key)))
+            .collect()
     }
 
     /// What an invalidation comes to; an error if it cannot be done.
@@ -746,15 +755,6 @@ struct Order {
 fn condemns(glob: Option<&Glob>, prefix: &[u8], key: &[u8]) -> bool {
     let logical = key.get(prefix.len()..).unwrap_or_default();
     glob.is_none_or(|glob| glob.matches_encoded(logical))
-}
-
-fn minimum(key: Bytes, version: u64) -> Write {
-    Write {
-        key,
-        value: Bytes::copy_from_slice(&Header::minimum(version).to_bytes()),
-        ttl: MINIMUM_FOR,
-        tags: None,
-    }
 }
 
 /// The schema versions of the caches of a batch.

@@ -113,36 +113,9 @@ impl<V> Held<V> {
         version.unwrap_or(0)
     }
 
-    /// What stands in memory for a while after an invalidation that named the version to wait for:
-    /// nothing that can be served, and a bound for fills.
-    pub(crate) fn minimum(version: u64, stamp: u64, until: Millis) -> Self {
-        let details = Details {
-            version: Some(version),
-            ..Details::default()
-        };
-        Self {
-            value: None,
-            times: Times {
-                fresh_until: i64::MIN,
-                stale_until: until,
-                ..Times::default()
-            },
-            stamp: AtomicU64::new(stamp),
-            load_ms: 0,
-            encoded_len: 0,
-            fill_id: None,
-            details: Some(Arc::new(details)),
-        }
-    }
-
-    /// Whether this is no entry, but a bound for those to come.
-    pub(crate) fn is_minimum(&self) -> bool {
-        self.times.fresh_until == i64::MIN
-    }
-
     /// Whether an entry of so high a version, zero for none, may take the place of this one.
     pub(crate) fn gives_way_to(&self, version: u64) -> bool {
-        version >= self.version() || (version == 0 && !self.is_minimum())
+        version == 0 || version >= self.version()
     }
 }
 

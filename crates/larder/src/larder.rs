@@ -25,6 +25,7 @@ use crate::invalidation::Invalidation;
 use crate::key::{self, CacheKey};
 use crate::loader::Turns;
 use crate::memory::{Bound, Memory};
+use crate::minimum::Minimums;
 use crate::options::{CacheOptions, Capacity, Isolation, LONGEST, Span};
 use crate::overlay::Overlay;
 use crate::registry::{AnyCache, Home, Registry};
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) tags: Tags,
     pub(crate) bus: Option<Arc<Member>>,
     pub(crate) courier: Courier,
+    pub(crate) minimums: Minimums,
     census: Mutex<HashMap<Box<str>, Census>>,
     /// What names on the bus stand for. The caches hold this struct, so it must not hold them.
     registry: Weak<Registry>,
@@ -455,6 +457,7 @@ impl LarderBuilder {
             bus: bus.map(|bus| Arc::new(Member::new(bus, &self.namespace))),
             namespace: self.namespace.into(),
             courier: Courier::default(),
+            minimums: Minimums::default(),
             census: Mutex::default(),
             registry: Arc::downgrade(&registry),
             clock: self.clock,

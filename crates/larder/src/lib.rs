@@ -61,6 +61,7 @@ mod larder;
 mod loader;
 mod look;
 mod memory;
+mod minimum;
 mod options;
 mod outcome;
 mod overlay;

@@ -191,8 +191,7 @@ where
     let now = cache.clock().monotonic();
     let usable = |held: &Held<V>| {
         let standing = cache.fence.standing(held, now);
-        let is_entry = standing != Standing::Gone && !held.is_minimum();
-        is_entry.then(|| (held.clone(), standing))
+        (standing != Standing::Gone).then(|| (held.clone(), standing))
     };
     cache.memory.get(hash, key, now, usable).flatten()
 }

@@ -27,8 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
-use crate::clock::millis;
-use crate::courier::{Errand, MINIMUM_FOR, Receipt, Why};
+use crate::courier::{Errand, Receipt};
 use crate::entry::{Details, Held, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
 use crate::epoch::Moment;
@@ -36,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::fence::Standing;
 use crate::fill::{FillGuard, Landed, Origin};
 use crate::glob::Glob;
+use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::memory::{Inserted, Placement};
 use crate::options::NO_TTL_ON_SERVER;
@@ -287,7 +287,7 @@ where
     let (times, version) = (held.times, held.version());
     let now = cache.clock().monotonic();
     let is_stale = !times.is_fresh(now);
-    store(cache, fill.hash(), key.clone(), held, weight, |there| {
+    store(cache, fill.hash(), key, held, weight, |there| {
         let outdated = there.is_some_and(|there| {
             // A read of the tiers, or a refresh that failed, may be slower than one that succeeded.
             let fresher = is_stale && there.times.fresh_until > times.fresh_until;
@@ -308,7 +308,7 @@ where
     let Some(key) = fill.key() else { return };
     let weight = cache.weigh(key, fill.store_key().len(), &held);
     let (now, version) = (cache.clock().monotonic(), held.version());
-    store(cache, fill.hash(), key.clone(), held, weight, |resident| {
+    store(cache, fill.hash(), key, held, weight, |resident| {
         let newer = |there: &Held<V>| {
             let standing = cache.fence.standing(there, now);
             !there.gives_way_to(version)
@@ -333,11 +333,12 @@ where
     });
 }
 
-/// Stores an entry in memory if `admit` says so under the lock of its shard.
+/// Stores an entry in memory if `admit` says so under the lock of its shard, and its version is not
+/// below the minimum of its key.
 fn store<K, V>(
     cache: &Inner<K, V>,
     hash: u64,
-    key: K,
+    key: &K,
     held: Held<V>,
     weight: u32,
     admit: impl FnOnce(Option<&Held<V>>) -> bool,
@@ -350,8 +351,16 @@ where
         weight,
         dies_at: held.times.dies_at(),
     };
-    let now = cache.clock().monotonic();
-    let inserted = cache.memory.insert(hash, key, held, place, now, admit);
+    let (now, version) = (cache.clock().monotonic(), held.version());
+    let logical = || key::encode(b"", key).unwrap_or_default();
+    let minimums = &cache.shared.minimums;
+    let admit = |there: Option<&Held<V>>| {
+        // Whoever names a minimum notes it before they drop what is there.
+        minimums.let_in(&cache.name, logical, version, now) && admit(there)
+    };
+    let inserted = cache
+        .memory
+        .insert(hash, key.clone(), held, place, now, admit);
     match inserted {
         Inserted::Stored => {}
         Inserted::NotAdmitted => cache.count(Count::Fenced, 1),
@@ -561,7 +570,7 @@ where
     }
     cache.count(Count::Write, 1);
     if cache.is_alone() {
-        set_now(cache, hash, key, store_key.len(), entry.held);
+        set_now(cache, hash, &key, store_key.len(), entry.held);
         cache
             .shared
             .tags
@@ -581,7 +590,7 @@ where
             !entry.refused && gives_way && cache.fence.bump_from(mark).is_some()
         };
         let mut dropped = Delivery::Acked;
-        if store(cache, hash, key.clone(), entry.held, weight, admit) == Inserted::NotAdmitted {
+        if store(cache, hash, &key, entry.held, weight, admit) == Inserted::NotAdmitted {
             // Which of the writes each tier keeps is not known here. The lowest tier decides, and
             // the next read finds out. The bump makes whoever comes later do the same.
             cache.fence.bump(hash);
@@ -652,12 +661,12 @@ where
 
 /// Stores an entry in memory at once, for caches of this process alone and for callers without a
 /// runtime.
-fn set_now<K, V>(cache: &Inner<K, V>, hash: u64, key: K, key_len: usize, mut held: Held<V>)
+fn set_now<K, V>(cache: &Inner<K, V>, hash: u64, key: &K, key_len: usize, mut held: Held<V>)
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let weight = cache.weigh(&key, key_len, &held);
+    let weight = cache.weigh(key, key_len, &held);
     let version = held.version();
     *held.stamp.get_mut() = cache.fence.stamp();
     store(cache, hash, key, held, weight, |there| {
@@ -690,7 +699,7 @@ where
     match entry.keep {
         Keep::Store => {
             cache.count(Count::Write, 1);
-            set_now(cache, hash, key, store_key.len(), entry.held);
+            set_now(cache, hash, &key, store_key.len(), entry.held);
         }
         Keep::NoStore => drop_from_memory(cache, hash, &key),
     }
@@ -722,6 +731,7 @@ where
     cache.shared.check_open()?;
     let logical = key::encode(b"", key)?;
     cache.count(Count::Invalidation, 1);
+    cache.shared.note_minimum(&cache.name, &logical, why);
     cache.forget_key(&key.to_owned(), &logical, why);
     if cache.is_alone() {
         return Ok(Receipt::ACKED);
@@ -738,7 +748,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         match why {
             Why::Expired => expire_in_memory(self, hash, key),
             Why::Invalidated | Why::Written => drop_from_memory(self, hash, key),
-            Why::Before(version) => await_version(self, hash, key, version),
+            Why::Before(version) => drop_below(self, hash, key, version),
         }
         if why != Why::Expired {
             let dependents = name::of_key(&self.name, logical);
@@ -765,20 +775,18 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     }
 }
 
-/// Drops values below `version` and keeps them out of memory for a while. A higher bound, or a
-/// value of that version, stays.
-fn await_version<K, V>(cache: &Inner<K, V>, hash: u64, key: &K, version: u64)
+/// Drops a value below `version`, or of none. One of that version or a higher one stays.
+fn drop_below<K, V>(cache: &Inner<K, V>, hash: u64, key: &K, version: u64)
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
     cache.fence.bump(hash);
     let now = cache.clock().monotonic();
-    let until = now.saturating_add(millis(MINIMUM_FOR));
-    let held = Held::minimum(version, cache.fence.stamp(), until);
-    let weight = cache.weigh(key, 0, &held);
-    store(cache, hash, key.clone(), held, weight, |there| {
-        there.is_none_or(|there| there.version() < version.max(1))
+    cache.memory.update(hash, key, now, |held, dies_at| {
+        if held.version() < version.max(1) {
+            *dies_at = 0;
+        }
     });
     // As when a key is dropped: flights that boarded before may have seen it.
     cache.fence.bump(hash);
@@ -792,10 +800,8 @@ where
     cache.fence.bump(hash);
     let now = cache.clock().monotonic();
     cache.memory.update(hash, key, now, |held, dies_at| {
-        if !held.is_minimum() {
-            held.times = held.times.expired(now);
-            *dies_at = held.times.dies_at();
-        }
+        held.times = held.times.expired(now);
+        *dies_at = held.times.dies_at();
     });
     // As when a key is dropped: flights that boarded before may have seen it fresh.
     cache.fence.bump(hash);
