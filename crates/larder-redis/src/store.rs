@@ -512,7 +512,7 @@ impl Store for Redis {
 
 fn is_fresh(value: &Bytes, stale_at: Millis) -> bool {
     value.len() > Header::LEN
-        && Header::parse(value).is_some_and(|header| header.fresh_until > stale_at)
+        && Header::parse(value).is_some_and(|header| header.is_fresh(stale_at))
 }
 
 /// Whether nothing that stands under the key, and no tag, can forbid the write.

@@ -224,7 +224,7 @@ impl Keys<'_> {
         let held = self.held(key);
         let value = self.get(key).map(|value| cut(value, request.limit));
         let stale = match held {
-            Held::Value(header) if header.fresh_until > request.stale_at => {
+            Held::Value(header) if header.is_fresh(request.stale_at) => {
                 return Ok(Leased::Value(value.unwrap_or_default()));
             }
             Held::Value(_) => value,
@@ -314,9 +314,9 @@ impl Keys<'_> {
 
     fn expire(&mut self, key: &Bytes, wall: Millis) {
         self.end_lease(key);
-        self.rewrite(key, |header| {
-            header.fresh_until = header.fresh_until.min(wall);
-        });
+        if matches!(self.held(key), Held::Value(_)) {
+            self.rewrite(key, |header| *header = header.expired_at(wall));
+        }
     }
 
     /// Takes the lease out of the header; removes a placeholder that says nothing else.

@@ -104,6 +104,7 @@ macro_rules! store_suite {
             set_replaces_whatever_was_there
             expire_makes_stale_and_keeps_the_rest
             expire_never_makes_a_value_fresher
+            what_is_expired_is_stale_by_every_clock
             expire_removes_a_placeholder_and_adds_nothing
             delete_removes_values_and_leases
             a_value_is_gone_when_its_time_to_live_is_over
@@ -462,6 +463,16 @@ fn ok<T>(what: &str, result: larder::store::StoreResult<T>) -> T {
 
 fn token() -> LeaseToken {
     LeaseToken::random()
+}
+
+/// The same value, made stale by hand at `wall`, with its lease taken away.
+fn expired(value: &Bytes, wall: Millis) -> Bytes {
+    let mut bytes = value.to_vec();
+    let until = Header::parse(value).map_or(0, |header| header.fresh_until.min(wall));
+    bytes[Header::EXPIRED_AT] = 1;
+    bytes[Header::LEASE_AT..Header::FRESH_UNTIL_AT].fill(0);
+    bytes[Header::FRESH_UNTIL_AT..Header::STALE_UNTIL_AT].copy_from_slice(&until.to_be_bytes());
+    bytes.into()
 }
 
 /// An envelope whose body means nothing: a store must not look behind the header.

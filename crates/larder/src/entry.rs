@@ -165,10 +165,12 @@ impl Times {
     ) -> Self {
         let (now, wall) = (clock.monotonic(), clock.wall());
         let age = wall.saturating_sub(label.created);
-        let fresh_left = header
-            .fresh_until
-            .saturating_sub(wall)
-            .min(label.fresh_for.min(LONGEST).saturating_sub(age));
+        let fresh_left = if header.expired {
+            0
+        } else {
+            let by_header = header.fresh_until.saturating_sub(wall);
+            by_header.min(label.fresh_for.min(LONGEST).saturating_sub(age))
+        };
         // How long ago freshness ended, so that grace counts from that moment.
         let behind = wall
             .saturating_sub(header.fresh_until)
@@ -300,6 +302,18 @@ mod tests {
         assert_eq!(read(10_060, &whole), (540, 590, 620));
         assert_eq!(read(10_120, &whole), (480, 530, 560));
         assert_eq!(read(10_200, &whole), (400, 500, 500));
+    }
+
+    #[test]
+    fn what_was_made_stale_by_hand_is_stale_whoever_s_clock_was_ahead() {
+        // Expired at 10,010 by a clock that is 30 ahead of the one that reads.
+        let expired = header(10_100, 10_180).expired_at(10_010);
+        assert_eq!(read(9_980, &expired), (500, 550, 580));
+        assert_eq!(read(10_010, &expired), (500, 550, 580));
+        assert_eq!(read(10_030, &expired), (480, 530, 560));
+        // By one that is ahead of the end of the entry.
+        let expired = header(10_100, 10_180).expired_at(20_000);
+        assert_eq!(read(10_060, &expired), (500, 550, 580));
     }
 
     #[test]

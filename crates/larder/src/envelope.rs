@@ -31,16 +31,18 @@ use crate::wire::{Reader, put_bytes, put_number};
 /// |---|---|---|
 /// | 0 | 4 | magic, `LRDR` |
 /// | 4 | 1 | format version, 1 |
-/// | 5 | 1 | reserved, zero |
+/// | 5 | 1 | 1 if it was made stale by hand, else 0 |
 /// | 6 | 2 | how many versions of tags stand behind the header |
 /// | 8 | 16 | fill id: random, new with every fill |
 /// | 24 | 8 | lease token, zero for none |
 /// | 32 | 8 | lease deadline, milliseconds by the store's clock |
-/// | 40 | 8 | fresh until, wall milliseconds |
+/// | 40 | 8 | fresh until, wall milliseconds; of what was made stale by hand, when that was |
 /// | 48 | 8 | stale until, wall milliseconds |
 /// | 56 | 8 | version of the value, or the lowest that a placeholder lets in; zero for none |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// Whether the value was made stale by hand. Then it is, whatever the clock of its reader says.
+    pub expired: bool,
     /// How many versions of tags stand behind the header, eight bytes each.
     pub tag_count: u16,
     /// Random, new with every fill: tells whether two copies are of one fill.
@@ -49,7 +51,8 @@ pub struct Header {
     pub lease: Option<LeaseToken>,
     /// Until when the lease counts, in milliseconds by the store's own clock.
     pub lease_until: Millis,
-    /// Until when the value is fresh, in wall milliseconds.
+    /// Until when the value is fresh, in wall milliseconds. Of one that was made stale by hand: since
+    /// when it is not, by the clock of whoever did that.
     pub fresh_until: Millis,
     /// Until when the value may be used at all, in wall milliseconds.
     pub stale_until: Millis,
@@ -63,6 +66,8 @@ impl Header {
     pub const LEN: usize = 64;
     /// The first bytes of every envelope: magic and format version.
     pub const MAGIC: [u8; 5] = *b"LRDR\x01";
+    /// Where it stands whether the value was made stale by hand.
+    pub const EXPIRED_AT: usize = 5;
     /// Where the lease token stands.
     pub const LEASE_AT: usize = 24;
     /// Where the lease deadline stands.
@@ -86,6 +91,7 @@ impl Header {
     /// The header of a placeholder without a lease, which lets in no value below `version`.
     pub fn minimum(version: u64) -> Self {
         Self {
+            expired: false,
             tag_count: 0,
             fill_id: [0; 16],
             lease: None,
@@ -105,6 +111,7 @@ impl Header {
                 .map_or(0, |raw| u64::from_be_bytes(*raw))
         };
         let header = Self {
+            expired: bytes[Self::EXPIRED_AT] == 1,
             tag_count: u16::from_be_bytes([bytes[6], bytes[7]]),
             fill_id: *bytes[8..].first_chunk()?,
             lease: LeaseToken::from_bits(word(Self::LEASE_AT)),
@@ -113,13 +120,24 @@ impl Header {
             stale_until: word(Self::STALE_UNTIL_AT),
             version: word(Self::VERSION_AT),
         };
-        let known = bytes[..5] == Self::MAGIC && bytes[5] == 0;
+        let known = bytes[..5] == Self::MAGIC && bytes[Self::EXPIRED_AT] <= 1;
         (known && header.fresh_until <= header.stale_until).then_some(header)
     }
 
     /// Whether the value is fresh at that wall time.
-    pub(crate) fn is_fresh(&self, wall: Millis) -> bool {
-        self.fresh_until > wall
+    pub fn is_fresh(&self, wall: Millis) -> bool {
+        !self.expired && self.fresh_until > wall
+    }
+
+    /// The same, made stale by hand at `wall`, and without a lease.
+    pub fn expired_at(self, wall: Millis) -> Self {
+        Self {
+            expired: true,
+            lease: None,
+            lease_until: 0,
+            fresh_until: self.fresh_until.min(wall),
+            ..self
+        }
     }
 
     /// How many bytes the header takes with so many versions behind it.
@@ -138,6 +156,7 @@ impl Header {
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..5].copy_from_slice(&Self::MAGIC);
+        bytes[Self::EXPIRED_AT] = u8::from(self.expired);
         bytes[6..8].copy_from_slice(&self.tag_count.to_be_bytes());
         bytes[8..24].copy_from_slice(&self.fill_id);
         let mut word =
@@ -246,6 +265,7 @@ pub(crate) fn seal(
 ) -> Vec<u8> {
     let fresh_until = label.created.saturating_add(label.fresh_for);
     let header = Header {
+        expired: false,
         tag_count: u16::try_from(versions.len()).unwrap_or(0),
         fill_id: label.fill_id,
         lease: None,

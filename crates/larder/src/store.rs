@@ -102,8 +102,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Any TTL is taken: below one millisecond is one, and the longest is what the store can keep.
     fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>>;
 
-    /// Makes each value stale from `wall` on, without removing it, and voids leases on it. A value
-    /// that was stale before stays as stale as it was.
+    /// Makes each value stale without removing it, and voids leases on it: as
+    /// [`Header::expired_at`](crate::envelope::Header::expired_at) says. It is stale at once, whatever
+    /// clocks say; `wall` is only where its grace begins, and one that was stale before keeps that.
     /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Absent keys
     /// are left absent.
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>>;
@@ -299,7 +300,8 @@ impl LeaseToken {
 pub struct LeaseRequest {
     /// What to write where the lease is taken.
     pub token: LeaseToken,
-    /// A value whose fresh-until is at or before this wall time is leased. Usually now.
+    /// A value that is not [fresh](crate::envelope::Header::is_fresh) at this wall time is leased.
+    /// Usually now.
     pub stale_at: Millis,
     /// How long the lease lasts, by the store's own clock where it has one.
     pub lease_for: Duration,

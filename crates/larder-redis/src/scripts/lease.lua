@@ -13,7 +13,7 @@ if failed then return failed end
 local is_valued = header and has_value(key)
 -- False becomes nil on the wire, where nil would end the array.
 local value = is_valued and redis.call('GETRANGE', key, 0, ARGV[4]) or false
-if is_valued and not at_most(sub(header, 41, 48), ARGV[2]) then return {1, value} end
+if is_valued and is_fresh(header, ARGV[2]) then return {1, value} end
 
 local time = now()
 if header then
@@ -39,7 +39,7 @@ elseif version ~= NONE then
   local left = redis.call('PTTL', key)
   if left >= 0 and left < lease_ms then redis.call('PEXPIRE', key, ARGV[3]) end
 else
-  local placeholder = MAGIC .. '\0\0' .. NONE .. NONE .. lease .. NONE .. NONE .. NONE
+  local placeholder = MAGIC .. '\0\0\0' .. NONE .. NONE .. lease .. NONE .. NONE .. NONE
   redis.call('SET', key, placeholder, 'PX', ARGV[3])
 end
 return {2, value, at}

@@ -56,6 +56,7 @@ enum Flaw {
     SetIsFill,
     ExpireDeletes,
     ExpireRefreshes,
+    ExpireGoesByTheClock,
     ExpireKeepsPlaceholders,
     DeletesOnlyValues,
     IgnoresTimesToLive,
@@ -344,9 +345,18 @@ impl Store for Broken {
                 }
                 self.store.expire(std::slice::from_ref(key), wall).await?;
                 match before {
-                    Some(header) if self.is(Flaw::ExpireRefreshes) && raw.len() > Header::LEN => {
+                    Some(header)
+                        if (self.is(Flaw::ExpireRefreshes)
+                            || self.is(Flaw::ExpireGoesByTheClock))
+                            && raw.len() > Header::LEN =>
+                    {
+                        let until = if self.is(Flaw::ExpireRefreshes) {
+                            header.stale_until
+                        } else {
+                            header.fresh_until
+                        };
                         let header = Header {
-                            fresh_until: wall.min(header.stale_until),
+                            fresh_until: wall.min(until),
                             lease: None,
                             ..header
                         };
@@ -587,6 +597,7 @@ crate::finds! {
     set_replaces_whatever_was_there: SetIsFill SetKeepsLeases;
     expire_makes_stale_and_keeps_the_rest: ExpireDeletes ExpireKeepsLeases;
     expire_never_makes_a_value_fresher: ExpireRefreshes;
+    what_is_expired_is_stale_by_every_clock: ExpireGoesByTheClock;
     expire_removes_a_placeholder_and_adds_nothing: ExpireKeepsPlaceholders;
     delete_removes_values_and_leases: DeletesOnlyValues DeleteKeepsLeases;
     a_value_is_gone_when_its_time_to_live_is_over: IgnoresTimesToLive;
