@@ -28,6 +28,7 @@ use crate::memory::Memory;
 use crate::options::{Read, Rules, Tiers};
 use crate::outcome::{Answered, Outcome, Source, State};
 use crate::overlay::Overlay;
+use crate::progress::Matching;
 use crate::read::{self, Reply, Story};
 use crate::registry::{Home, Registry};
 use crate::stats::{CacheStats, Count, Counters};
@@ -250,12 +251,15 @@ where
     /// [group](crate::CacheBuilder::groups) costs the same whatever the number of keys. `*` alone is
     /// [`clear`](Self::clear).
     ///
+    /// It begins when it is awaited. [`Matching::watched`] tells how far it gets,
+    /// [`Receipt::swept`] what it came to.
+    ///
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) for a glob that cannot be read, and if a tier cannot
     /// enumerate its keys; [`Closed`](crate::ErrorKind::Closed).
-    pub async fn invalidate_matching(&self, glob: &str) -> Result<Receipt> {
-        write::invalidate_matching(&self.inner, glob).await
+    pub fn invalidate_matching<'a>(&'a self, glob: &'a str) -> Matching<'a, K, V> {
+        Matching::new(&self.inner, glob)
     }
 
     /// Invalidates a group: every entry that [`CacheBuilder::groups`](crate::CacheBuilder::groups)

@@ -30,11 +30,12 @@ use crate::invalidation::{Invalidation, Why};
 use crate::key;
 use crate::larder::Shared;
 use crate::minimum::Minimum;
+use crate::progress::Watcher;
 use crate::registry::Home;
-use crate::store::{Position, Write};
+use crate::store::{Position, Swept, Write};
 use crate::tags::name;
 use crate::tasks::TaskKind;
-use crate::tier::{Budget, Delivery};
+use crate::tier::{Budget, Delivery, Tier};
 
 /// The most errands that wait; more are refused.
 const MOST_WAITING: usize = 100_000;
@@ -59,12 +60,17 @@ const UNSENT_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration
 pub struct Receipt {
     delivery: Delivery,
     token: Option<Token>,
+    swept: Swept,
 }
 
 impl Receipt {
     pub(crate) const ACKED: Self = Self {
         delivery: Delivery::Acked,
         token: None,
+        swept: Swept {
+            seen: 0,
+            removed: 0,
+        },
     };
 
     /// How far it has got.
@@ -89,10 +95,17 @@ impl Receipt {
         self.token
     }
 
+    /// The keys that patterns looked at and removed in the tiers below memory, all tiers together;
+    /// zero for everything that is not a pattern.
+    pub fn swept(&self) -> Swept {
+        self.swept
+    }
+
     /// Both: queued if one is, with the later token.
     pub(crate) fn with(self, later: Self) -> Self {
         Self {
             delivery: self.delivery.and(later.delivery),
+            swept: self.swept.and(later.swept),
             token: match (self.token, later.token) {
                 // What is done over and over is put off, so the last one need not be the latest.
                 (Some(one), Some(other)) if one.0.incarnation == other.0.incarnation => {
@@ -369,13 +382,17 @@ impl Shared {
     }
 
     /// Does an errand that takes its time beside the others.
-    pub(crate) async fn send_apart(self: &Arc<Self>, errand: Errand) -> Result<Receipt> {
+    pub(crate) async fn send_apart(
+        self: &Arc<Self>,
+        errand: Errand,
+        watcher: Watcher,
+    ) -> Result<Receipt> {
         self.check_ready()?;
         let (done, receipt) = oneshot::channel();
         let shared = Arc::clone(self);
         self.tasks.spawn(TaskKind::Work, async move {
             // The caller may be gone; the work is done all the same.
-            let _ = done.send(shared.run(vec![errand]).await);
+            let _ = done.send(shared.run(vec![errand], &watcher).await);
         });
         receipt.await.map_err(|_aborted| Error::closed())
     }
@@ -460,7 +477,7 @@ impl Shared {
                 pace.sleep(pause).await;
                 continue;
             }
-            let receipt = self.run(batch).await;
+            let receipt = self.run(batch, &Watcher::default()).await;
             for done in waiting {
                 // Whoever went away meanwhile did not want to know.
                 let _ = done.send(receipt);
@@ -469,12 +486,12 @@ impl Shared {
     }
 
     /// Does errands: the tiers, the bus, and memory once more.
-    async fn run(self: &Arc<Self>, batch: Vec<Errand>) -> Receipt {
+    async fn run(self: &Arc<Self>, batch: Vec<Errand>, watcher: &Watcher) -> Receipt {
         let mut budget = Budget::new(self.tier_budget);
         self.join(&mut budget).await;
         self.courier.remember(&batch, self.clock.monotonic());
         let known = Versions::of_batch(self, &batch).await;
-        let told = self.tell_tiers(&batch, &known).await;
+        let (told, swept) = self.tell_tiers(&batch, &known, watcher).await;
         let items = batch.iter().map(|errand| errand.item(known.of(errand)));
         let published = self.publish(items.collect()).await;
         for errand in &batch {
@@ -486,6 +503,7 @@ impl Shared {
                 Receipt {
                     delivery: told,
                     token,
+                    swept,
                 }
             }
             Err(()) => {
@@ -495,6 +513,7 @@ impl Shared {
                 Receipt {
                     delivery: Delivery::Queued,
                     token: None,
+                    swept,
                 }
             }
         }
@@ -521,8 +540,13 @@ impl Shared {
     }
 
     /// Brings errands to every tier, the lowest first.
-    async fn tell_tiers(self: &Arc<Self>, batch: &[Errand], known: &Versions) -> Delivery {
-        let mut told = Delivery::Acked;
+    async fn tell_tiers(
+        self: &Arc<Self>,
+        batch: &[Errand],
+        known: &Versions,
+        watcher: &Watcher,
+    ) -> (Delivery, Swept) {
+        let (mut told, mut swept_in_all) = (Delivery::Acked, Swept::default());
         for (depth, tier) in self.tiers.iter().enumerate().rev() {
             let is_lowest = depth + 1 == self.tiers.len();
             let order = self.order(batch, known, is_lowest);
@@ -548,22 +572,16 @@ impl Shared {
                 // Moves the counter on, for loads under way that will find the records gone.
                 told = told.and(tier.delete(&mut budget, &[prefix]).await);
             }
-            for (prefix, glob) in order.patterns {
-                let condemned = |key: &[u8]| condemns(glob.as_ref(), &prefix, key);
-                let known = glob.as_ref().map(Glob::encoded_prefix).unwrap_or_default();
-                let front = Bytes::from([&prefix[..], &known].concat());
-                match tier.sweep(&front, &condemned, &|_| ()).await {
-                    Ok((delivery, _)) => told = told.and(delivery),
-                    Err(_unsupported) => told = Delivery::Queued,
-                }
-            }
+            let (delivery, swept) = sweep(tier, order.patterns, watcher).await;
+            told = told.and(delivery);
+            swept_in_all = swept_in_all.and(swept);
             // Behind all that removes: a minimum version stays.
             if !order.minimums.is_empty() {
                 let mut budget = Budget::new(self.tier_budget);
                 told = told.and(tier.set(&mut budget, &order.minimums).await.0);
             }
         }
-        told
+        (told, swept_in_all)
     }
 
     /// What errands come to in one tier.
@@ -749,6 +767,29 @@ struct Order {
     patterns: Vec<(Bytes, Option<Glob>)>,
     /// The records of keys that a glob picks, by what stands in front of the keys.
     records: Vec<(Bytes, Option<Glob>)>,
+}
+
+/// Walks through a tier once for each pattern, and tells how far that has got.
+async fn sweep(
+    tier: &Arc<Tier>,
+    patterns: Vec<(Bytes, Option<Glob>)>,
+    watcher: &Watcher,
+) -> (Delivery, Swept) {
+    let (mut told, mut done) = (Delivery::Acked, Swept::default());
+    for (prefix, glob) in patterns {
+        let condemned = |key: &[u8]| condemns(glob.as_ref(), &prefix, key);
+        let known = glob.as_ref().map(Glob::encoded_prefix).unwrap_or_default();
+        let front = Bytes::from([&prefix[..], &known].concat());
+        let progress = |now: Swept| watcher.tell(tier.name(), done.and(now));
+        match tier.sweep(&front, &condemned, &progress).await {
+            Ok((Delivery::Acked, swept)) => {
+                done = done.and(swept);
+                watcher.tell(tier.name(), done);
+            }
+            Ok((Delivery::Queued, _)) | Err(_) => told = Delivery::Queued,
+        }
+    }
+    (told, done)
 }
 
 /// A glob that does not parse any more, which takes another release to happen, matches everything.

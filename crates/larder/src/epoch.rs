@@ -187,6 +187,21 @@ mod tests {
     }
 
     #[test]
+    fn trust_ends_at_its_time_and_not_before_without_anybody_saying_so() {
+        let on_a_bus = Epochs::on_a_bus();
+        assert!(!on_a_bus.lasts_at(0), "it has heard nothing yet");
+        on_a_bus.trust();
+        on_a_bus.trust_until(3_000);
+        assert!(on_a_bus.lasts_at(2_999) && !on_a_bus.lasts_at(3_000));
+        assert!(on_a_bus.is_trusted(), "no task has run since");
+        on_a_bus.trust_until(4_000);
+        assert!(on_a_bus.lasts_at(3_000));
+        for trusted in [Epochs::alone(), Epochs::deaf()] {
+            assert!(trusted.lasts_at(Millis::MAX - 1));
+        }
+    }
+
+    #[test]
     fn a_fill_behind_an_event_is_stamped_no_lower_than_the_event() {
         for trusted in [true, false] {
             let epochs = Epochs::starting(trusted, false);

@@ -28,6 +28,7 @@ use crate::memory::{Bound, Memory};
 use crate::minimum::Minimums;
 use crate::options::{CacheOptions, Capacity, Isolation, LONGEST, Span};
 use crate::overlay::Overlay;
+use crate::progress::Watcher;
 use crate::registry::{AnyCache, Home, Registry};
 use crate::stats::Counters;
 use crate::store::Store;
@@ -260,7 +261,7 @@ impl Larder {
             .partition(|errand| matches!(errand, Errand::Pattern { .. }));
         let mut receipt = self.shared.send_all(together).await?;
         for errand in apart {
-            receipt = receipt.with(self.shared.send_apart(errand).await?);
+            receipt = receipt.with(self.shared.send_apart(errand, Watcher::default()).await?);
         }
         Ok(receipt)
     }

@@ -274,6 +274,16 @@ pub struct Swept {
     pub removed: u64,
 }
 
+impl Swept {
+    /// Both together.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            seen: self.seen + other.seen,
+            removed: self.removed + other.removed,
+        }
+    }
+}
+
 /// The random number that proves who holds a lease. Zero on the wire means "no lease".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseToken(NonZeroU64);

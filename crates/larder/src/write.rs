@@ -40,9 +40,10 @@ use crate::key::{self, AsKey, CacheKey};
 use crate::memory::{Inserted, Placement};
 use crate::options::NO_TTL_ON_SERVER;
 use crate::policy::{self, Decision, Lifetimes};
+use crate::progress::Watcher;
 use crate::scope::Inherited;
 use crate::stats::Count;
-use crate::store::{Fill, Filled, Position, Tagged, Write};
+use crate::store::{Fill, Filled, Position, Swept, Tagged, Write};
 use crate::tags::{MAX_TAGS, Tag, name};
 use crate::tasks::TaskKind;
 use crate::tier::{Budget, Delivery};
@@ -808,7 +809,11 @@ where
 }
 
 /// `Cache::invalidate_matching`.
-pub(crate) async fn invalidate_matching<K, V>(cache: &Inner<K, V>, glob: &str) -> Result<Receipt>
+pub(crate) async fn invalidate_matching<K, V>(
+    cache: &Inner<K, V>,
+    glob: &str,
+    watcher: Watcher,
+) -> Result<Receipt>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -822,7 +827,9 @@ where
         cache.shared.check_sweepable()?;
     }
     cache.count(Count::Invalidation, 1);
-    cache.forget_matching(&|key| parsed.matches_encoded(key));
+    let gone = cache.forget_matching(&|key| parsed.matches_encoded(key));
+    let (seen, removed) = (gone, gone);
+    watcher.tell(&Arc::from("memory"), Swept { seen, removed });
     if cache.is_alone() {
         return Ok(Receipt::ACKED);
     }
@@ -830,7 +837,7 @@ where
         cache: Arc::clone(&cache.name),
         glob: glob.into(),
     };
-    cache.shared.send_apart(errand).await
+    cache.shared.send_apart(errand, watcher).await
 }
 
 /// `Cache::clear`.
