@@ -210,7 +210,7 @@ async fn a_watcher_is_told_how_far_it_gets_and_the_receipt_what_it_came_to() {
             seen: USERS,
             removed: USERS,
         };
-        let told = told.lock().unwrap();
+        let told = told.lock().unwrap().clone();
         assert_eq!((&*told[0].tier, told[0].swept), ("memory", all), "{here}");
         // The tiers here have the same name, and are walked through one after the other.
         let steps: Vec<u64> = told[1..].iter().map(|step| step.swept.removed).collect();
@@ -220,6 +220,20 @@ async fn a_watcher_is_told_how_far_it_gets_and_the_receipt_what_it_came_to() {
         assert_eq!(receipt.swept().seen, USERS * stores.len() as u64);
         let tag = larder.invalidate_tag("a").await.unwrap();
         assert_eq!(tag.swept(), Swept::default());
+    }
+}
+
+#[tokio::test]
+async fn a_pattern_that_matches_everything_walks_through_nothing() {
+    for (here, larder, _, stores) in larders() {
+        let pages: Pages = larder.cache("page").build().unwrap();
+        for glob in ["*", "**"] {
+            many_users(&pages, 10).await;
+            assert!(pages.invalidate_matching(glob).await.unwrap().is_acked());
+            let left = pages.get(&("user".to_owned(), 1)).await.unwrap();
+            assert_eq!(left, None, "{glob}, {here}");
+        }
+        assert!(stores.iter().all(|tier| tier.begun(Operation::Sweep) == 0));
     }
 }
 
