@@ -5,7 +5,7 @@ use bytes::Bytes;
 use larder::backplane::{Backplane, MAX_MESSAGE_BYTES, Notice, Replay};
 use larder::clock::BoxFuture;
 use larder::store::{Position, StoreError, StoreResult};
-use redis::Value;
+use redis::{Cmd, Value};
 
 use crate::connection::Connection;
 use crate::error::ConfigError;
@@ -115,15 +115,24 @@ impl RedisBus {
 
     async fn publish_numbered(&self, channel: &str, message: &[u8]) -> StoreResult<Position> {
         check_length(message)?;
-        let names = self.names(channel);
-        let incarnation = fresh_incarnation();
-        let journal_messages = self.connection.plan().options.journal_messages;
-        let arguments = |call: &mut Call| {
-            let call = call.keys(&names.keys());
-            call.arg(&*names.channel).arg(message).arg(&incarnation);
-            call.arg(journal_messages).arg(JOURNAL_BYTES);
-        };
+        let arguments = |call: &mut Call| self.publication(call, channel, message);
         self.position(self.run(&BUS_PUBLISH, message.len(), arguments).await?)
+    }
+
+    /// What the script that publishes is given.
+    fn publication(&self, call: &mut Call, channel: &str, message: &[u8]) {
+        let names = self.names(channel);
+        let call = call.keys(&names.keys());
+        call.arg(&*names.channel).arg(message);
+        call.arg(&fresh_incarnation());
+        call.arg(self.connection.plan().options.journal_messages);
+        call.arg(JOURNAL_BYTES);
+    }
+
+    /// A command that publishes, for a server that knows the script.
+    pub(crate) fn to_publish(&self, channel: &str, message: &[u8]) -> StoreResult<Cmd> {
+        check_length(message)?;
+        Ok(BUS_PUBLISH.by_hash(|call| self.publication(call, channel, message)))
     }
 
     async fn tell_position(&self, channel: &str, message: &[u8]) -> StoreResult<Position> {
@@ -228,7 +237,8 @@ impl RedisBus {
         reply.ok_or_else(|| self.replies().senseless())
     }
 
-    fn position(&self, reply: Value) -> StoreResult<Position> {
+    /// The answer to a publication.
+    pub(crate) fn position(&self, reply: Value) -> StoreResult<Position> {
         match reply {
             Value::BulkString(bytes) => {
                 frame::position(&bytes).ok_or_else(|| self.replies().senseless())

@@ -7,8 +7,8 @@ use larder::backplane::Backplane;
 use larder::clock::{BoxFuture, Millis};
 use larder::envelope::Header;
 use larder::store::{
-    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreResult,
-    Swept, Tagged, Write,
+    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Position, Store, StoreError,
+    StoreResult, Swept, Tagged, Write,
 };
 use redis::{Cmd, Value};
 
@@ -344,6 +344,36 @@ impl Redis {
         }
     }
 
+    /// The same, and a message behind it, in one round trip. Whatever does not go by itself goes one
+    /// step after the other: the message must not be the first to get through.
+    async fn move_remove_and_publish(
+        &self,
+        keys: &[Bytes],
+        counter: &Bytes,
+        channel: &str,
+        message: &[u8],
+    ) -> StoreResult<Position> {
+        let in_steps = || StoreError::unsupported("this has to be done one step after the other");
+        if keys.is_empty() || keys.len() > BATCH_COMMANDS {
+            return Err(in_steps());
+        }
+        let bus = RedisBus::sharing(Arc::clone(&self.connection));
+        let publish = bus.to_publish(channel, message)?;
+        let mut commands = move_on(counter).to_vec();
+        commands.push(removal("UNLINK", keys.iter().map(|key| &**key)));
+        commands.push(publish);
+        let batch = Batch::of(commands.into_iter()).carrying(message.len());
+        let batch = batch.running_scripts();
+        let mut replies = self.connection.send_repeatable(batch).await?.into_iter();
+        let moved = moved(replies.by_ref().take(2));
+        match (moved, replies.next(), replies.next()) {
+            (Moved::Yes, Some(Value::Int(_)), Some(position @ Value::BulkString(_))) => {
+                bus.position(position)
+            }
+            _ => Err(in_steps()),
+        }
+    }
+
     /// UNLINK frees large values aside; where the server lacks it or forbids it, DEL does.
     async fn unlink<'k>(&self, keys: impl Iterator<Item = &'k [u8]> + Clone) -> StoreResult<u64> {
         let reply = self.ask(removal("UNLINK", keys.clone())).await?;
@@ -470,6 +500,19 @@ impl Store for Redis {
         counter: Option<&'a Bytes>,
     ) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(self.remove(keys, counter))
+    }
+
+    fn delete_and_publish<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: &'a Bytes,
+        channel: &'a str,
+        message: Bytes,
+    ) -> BoxFuture<'a, StoreResult<Position>> {
+        Box::pin(async move {
+            self.move_remove_and_publish(keys, counter, channel, &message)
+                .await
+        })
     }
 
     fn sweep<'a>(

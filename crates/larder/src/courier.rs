@@ -491,9 +491,17 @@ impl Shared {
         self.join(&mut budget).await;
         self.courier.remember(&batch, self.clock.monotonic());
         let known = Versions::of_batch(self, &batch).await;
-        let (told, swept) = self.tell_tiers(&batch, &known, watcher).await;
-        let items = batch.iter().map(|errand| errand.item(known.of(errand)));
-        let published = self.publish(items.collect()).await;
+        let items: Vec<Item> = batch
+            .iter()
+            .map(|errand| errand.item(known.of(errand)))
+            .collect();
+        let (told, published, swept) = match self.tell_at_once(&batch, &known, &items).await {
+            Some((told, published)) => (told, published, Swept::default()),
+            None => {
+                let (told, swept) = self.tell_tiers(&batch, &known, watcher).await;
+                (told, self.publish(items).await, swept)
+            }
+        };
         for errand in &batch {
             self.apply_once_more(errand);
         }
@@ -537,6 +545,24 @@ impl Shared {
                 }
             }
         });
+    }
+
+    /// Tells the only tier and then the bus in one step, where they are one server and there is
+    /// nothing to do but to delete: the usual case. `None` if it is another.
+    async fn tell_at_once(
+        self: &Arc<Self>,
+        batch: &[Errand],
+        known: &Versions,
+        items: &[Item],
+    ) -> Option<(Delivery, Result<Option<Token>, ()>)> {
+        if !self.tier_is_bus {
+            return None;
+        }
+        let order = self.order(batch, known, true);
+        if !order.only_deletes() {
+            return None;
+        }
+        self.delete_and_publish(&order.gone, items.to_vec()).await
     }
 
     /// Brings errands to every tier, the lowest first.
@@ -767,6 +793,20 @@ struct Order {
     patterns: Vec<(Bytes, Option<Glob>)>,
     /// The records of keys that a glob picks, by what stands in front of the keys.
     records: Vec<(Bytes, Option<Glob>)>,
+}
+
+impl Order {
+    fn only_deletes(&self) -> bool {
+        let Self {
+            gone,
+            expired,
+            minimums,
+            patterns,
+            records,
+        } = self;
+        let nothing_else = expired.is_empty() && minimums.is_empty();
+        !gone.is_empty() && nothing_else && patterns.is_empty() && records.is_empty()
+    }
 }
 
 /// Walks through a tier once for each pattern, and tells how far that has got.

@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) records: Records,
     pub(crate) tags: Tags,
     pub(crate) bus: Option<Arc<Member>>,
+    /// Whether the bus is that of the only tier, which may then do both at once.
+    pub(crate) tier_is_bus: bool,
     pub(crate) courier: Courier,
     pub(crate) minimums: Minimums,
     census: Mutex<HashMap<Box<str>, Census>>,
@@ -449,6 +451,7 @@ impl LarderBuilder {
             let (clock, tasks) = (Arc::clone(&self.clock), Arc::clone(&tasks));
             Arc::new(Tier::new(store, sharing, namespace, counter, clock, tasks))
         };
+        let tier_is_bus = self.stores.len() == 1 && matches!(self.backplane, Hearing::Unsaid);
         let tiers = self.stores.into_iter().enumerate().map(tier).collect();
         let registry = Arc::<Registry>::default();
         let shared = Shared {
@@ -456,6 +459,7 @@ impl LarderBuilder {
             records,
             tags: Tags::new(Arc::new(epochs)),
             bus: bus.map(|bus| Arc::new(Member::new(bus, &self.namespace))),
+            tier_is_bus,
             namespace: self.namespace.into(),
             courier: Courier::default(),
             minimums: Minimums::default(),

@@ -22,6 +22,7 @@ use bytes::Bytes;
 
 use crate::answer::{Answer, Load, Loaded};
 use crate::cache::Inner;
+use crate::courier::Token;
 use crate::entry::{Held, Times};
 use crate::error::{BoxError, Error, Result};
 use crate::fence::{Mark, Standing};
@@ -251,7 +252,10 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
-    let read = caught_up(cache, read).await;
+    let read = match read.after {
+        Some(token) => caught_up(cache, read, token).await,
+        None => read,
+    };
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => {
@@ -288,7 +292,10 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
-    let read = caught_up(cache, read).await;
+    let read = match read.after {
+        Some(token) => caught_up(cache, read, token).await,
+        None => read,
+    };
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         // A cached "absent" is no answer for a loader that always has a value.
@@ -323,12 +330,11 @@ where
 /// A read that is to see what a token stands for: once everything up to it was heard, memory may
 /// answer; if that takes longer than the tiers may take, memory is passed over, and so is whatever
 /// else depends on having heard.
-async fn caught_up<K, V>(cache: &Inner<K, V>, read: Read) -> Read
+async fn caught_up<K, V>(cache: &Inner<K, V>, read: Read, token: Token) -> Read
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let Some(token) = read.after else { return read };
     let mut budget = Budget::new(cache.shared.tier_budget);
     let heard = cache.shared.hears(token, &mut budget).await;
     if heard && !cache.shared.is_forgetting() {
@@ -865,7 +871,10 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
-    let read = caught_up(cache, read).await;
+    let read = match read.after {
+        Some(token) => caught_up(cache, read, token).await,
+        None => read,
+    };
     let token = LeaseToken::random();
     let mut values = Vec::with_capacity(keys.len());
     let (mut missed, mut refreshing) = (Vec::new(), Vec::new());

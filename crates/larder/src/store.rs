@@ -120,6 +120,27 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         counter: Option<&'a Bytes>,
     ) -> BoxFuture<'a, StoreResult<()>>;
 
+    /// Does what [`Store::delete`] does with a counter, and then publishes `message` on the bus that
+    /// [`Store::backplane`] gives, as [`Backplane::publish`](crate::backplane::Backplane::publish)
+    /// does. For stores that can do both in one round trip: by default it is
+    /// [`StoreError::unsupported`].
+    ///
+    /// Nobody may hear of the message before the keys are gone. A store that cannot do all of it at
+    /// once, for whatever reason, answers [`StoreError::unsupported`]; it is asked for one thing after
+    /// the other then, whatever it has done by that time. After any other error both may be done or
+    /// not.
+    fn delete_and_publish<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: &'a Bytes,
+        channel: &'a str,
+        message: Bytes,
+    ) -> BoxFuture<'a, StoreResult<Position>> {
+        let _needs_two_steps = (keys, counter, channel, message);
+        let error = StoreError::unsupported("this store does one thing after the other");
+        Box::pin(std::future::ready(Err(error)))
+    }
+
     /// Removes every key that starts with `prefix`, byte by byte, and that `condemned` says yes to.
     ///
     /// Keys present during the whole call are shown to `condemned`, some perhaps twice; keys under

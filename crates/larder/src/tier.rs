@@ -18,8 +18,8 @@ use bytes::Bytes;
 
 use crate::clock::{BoxFuture, Clock, Millis, millis};
 use crate::store::{
-    Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreErrorKind, StoreResult,
-    Swept, Write,
+    Fill, Filled, LeaseRequest, LeaseToken, Leased, Position, Store, StoreError, StoreErrorKind,
+    StoreResult, Swept, Write,
 };
 use crate::tasks::{TaskKind, Tasks};
 
@@ -295,6 +295,33 @@ impl Tier {
     pub(crate) async fn delete(self: &Arc<Self>, budget: &mut Budget, keys: &[Bytes]) -> Delivery {
         self.deliver(keys.to_vec(), self.ask(budget, self.remove(keys)))
             .await
+    }
+
+    /// Deletes and then publishes in one step, or leaves the keys owed if nobody knows whether that
+    /// was done. After any other error it has to be done in two.
+    pub(crate) async fn delete_and_publish(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        keys: &[Bytes],
+        channel: &str,
+        message: Bytes,
+    ) -> Result<Position, Unserved> {
+        let Some(counter) = &self.counter else {
+            return Err(Unserved::Down);
+        };
+        let debt = Debt {
+            tier: self,
+            keys: keys.to_vec(),
+            prefix: None,
+        };
+        let both = self
+            .store
+            .delete_and_publish(keys, counter, channel, message);
+        let told = self.ask(budget, both).await;
+        if !matches!(told, Err(Unserved::Unknown)) {
+            debt.paid();
+        }
+        told
     }
 
     fn remove<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {

@@ -23,6 +23,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::answer::{Content, Keep, Loaded};
@@ -858,6 +859,10 @@ where
         .await
 }
 
+/// So many entries are dropped by whoever clears. A million take as long as a million allocations
+/// are freed, and the thread has others to serve.
+const DROPPED_IN_PLACE: u64 = 1_000;
+
 /// Makes every entry unreadable at once, and then gives its memory back.
 pub(crate) fn clear_memory<K, V>(cache: &Inner<K, V>)
 where
@@ -865,7 +870,12 @@ where
     V: Send + Sync + 'static,
 {
     cache.fence.clear();
-    cache.memory.clear();
+    let gone = cache.memory.clear();
+    if gone.len() > DROPPED_IN_PLACE
+        && let Ok(runtime) = Handle::try_current()
+    {
+        runtime.spawn_blocking(move || drop(gone));
+    }
 }
 
 /// Runs a write in a task of its own: a caller that goes away in the middle, as web handlers do,

@@ -29,7 +29,7 @@ use equivalent::Equivalent;
 use foldhash::quality::RandomState;
 
 use self::shard::{Leavings, Shard};
-use self::slab::Slot;
+use self::slab::{Slab, Slot};
 use self::sync::{AtomicUsize, Ordering, RwLock};
 use crate::clock::Millis;
 
@@ -73,6 +73,17 @@ impl Bound {
         match self {
             Bound::Entries(limit) | Bound::Bytes(limit) => limit,
         }
+    }
+}
+
+/// What was in a table that was cleared.
+#[derive(Debug)]
+pub(crate) struct Cleared<K, T>(Vec<Slab<K, T>>);
+
+impl<K, T> Cleared<K, T> {
+    /// How many entries there were.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.iter().map(|slab| u64::from(slab.len())).sum()
     }
 }
 
@@ -206,15 +217,15 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         gone.map(|slot| slot.value)
     }
 
-    /// Removes everything that is there when its shard's turn comes, and returns how many.
-    pub(crate) fn clear(&self) -> u64 {
-        self.shards
-            .iter()
-            .map(|Locked(shard)| {
-                let gone = sync::write(shard).clear();
-                u64::from(gone.len())
-            })
-            .sum()
+    /// Takes out everything that is there when its shard's turn comes, at a cost that does not depend
+    /// on how much that is. Dropping it does.
+    pub(crate) fn clear(&self) -> Cleared<K, T> {
+        let shards = self.shards.iter();
+        Cleared(
+            shards
+                .map(|Locked(shard)| sync::write(shard).clear())
+                .collect(),
+        )
     }
 
     /// How many entries there are, expired ones that nobody has met since included.
