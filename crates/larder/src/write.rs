@@ -418,8 +418,11 @@ where
     let gone = |known: &Details| known.tags.iter().any(|tag| tag.changed() > began.stamp);
     let refused = tags.is_none() || known.is_some_and(gone);
     let tags = tags.unwrap_or_default();
+    // What may be made from something that is gone is for this process alone, which will hear of it.
     let (sealed, encoded_len) = match keep {
-        Keep::Store if !refused => seal(cache, store_key, &label, &tags, value.as_deref()),
+        Keep::Store if !refused && !loaded.inherited.unverified => {
+            seal(cache, store_key, &label, &tags, value.as_deref())
+        }
         _ => (None, 0),
     };
     let held = Held {
