@@ -584,6 +584,9 @@ where
             let now = self.cache.clock().monotonic();
             let fresh_for = held.map_or(Duration::MAX, |held| held.times.remaining(now));
             note_source(self.cache, self.key, tags, fresh_for);
+            if landed.is_fenced {
+                scope::note_refused();
+            }
         }
         let Some(held) = &landed.held else {
             return self.missing();

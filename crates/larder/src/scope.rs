@@ -27,6 +27,9 @@ pub(crate) struct Inherited {
     pub(crate) too_many: bool,
     /// Whether one of them was read in memory alone, where it may be what others have invalidated.
     pub(crate) unverified: bool,
+    /// Whether one of them was refused: it was invalidated while it was loaded, or is older than it
+    /// may be. What is made from it must not be kept either, whatever tags it has.
+    pub(crate) refused: bool,
 }
 
 impl Inherited {
@@ -51,6 +54,7 @@ impl Inherited {
     pub(crate) fn extend(&mut self, other: Self) {
         self.too_many |= other.too_many;
         self.unverified |= other.unverified;
+        self.refused |= other.refused;
         if let Some(fresh_for) = other.fresh_for {
             self.note(other.tags, fresh_for);
         } else {
@@ -142,6 +146,11 @@ pub(crate) fn is_for_others() -> bool {
 /// Leaves a note that memory alone was asked.
 pub(crate) fn note_unverified() {
     let _nobody_collects = SCOPE.try_with(|scope| scope.borrow_mut().unverified = true);
+}
+
+/// Leaves a note that what was read was refused.
+pub(crate) fn note_refused() {
+    let _nobody_collects = SCOPE.try_with(|scope| scope.borrow_mut().refused = true);
 }
 
 /// Leaves a note of an entry that was read.

@@ -115,17 +115,17 @@ pub(crate) async fn commit<K, V>(
             fill.land(Ok(Landed::refused(entry.held, began)));
             continue;
         }
-        let kept = match entry.keep {
-            Keep::Store => keep(cache, &fill, entry.held.clone()),
+        let landed = match entry.keep {
+            Keep::Store => match keep(cache, &fill, entry.held.clone()) {
+                Inserted::NotAdmitted => Landed::fenced(entry.held),
+                _ => Landed::fresh(entry.held, Origin::Loader),
+            },
             Keep::NoStore => {
                 forget(cache, &fill);
-                Inserted::NotAdmitted
+                Landed::not_stored(entry.held)
             }
         };
-        fill.land(Ok(match kept {
-            Inserted::NotAdmitted => Landed::not_stored(entry.held),
-            _ => Landed::fresh(entry.held, Origin::Loader),
-        }));
+        fill.land(Ok(landed));
     }
 }
 
@@ -416,7 +416,7 @@ where
     // What is invalidated already is given to those who wait and to no store. A value that is
     // renewed is as old as its tags, whatever they are to be from now on.
     let gone = |known: &Details| known.tags.iter().any(|tag| tag.changed() > began.stamp);
-    let refused = tags.is_none() || known.is_some_and(gone);
+    let refused = tags.is_none() || known.is_some_and(gone) || loaded.inherited.refused;
     let tags = tags.unwrap_or_default();
     // What may be made from something that is gone is for this process alone, which will hear of it.
     let (sealed, encoded_len) = match keep {

@@ -247,6 +247,43 @@ async fn a_source_that_changes_while_something_is_made_from_it_keeps_that_out() 
 }
 
 #[tokio::test]
+async fn what_is_made_from_a_refused_value_is_not_kept_either() {
+    for (here, larder, _) in larders() {
+        let product: Numbers = larder.cache("product").build().unwrap();
+        let page: Numbers = larder.cache("page").build().unwrap();
+        for how in ["tag", "version"] {
+            let gate = Gate::new();
+            if how == "version" {
+                let _ = product.invalidate_before(&7, 2).await.unwrap();
+            }
+            let making = tokio::spawn({
+                let (page, product, gate) = (page.clone(), product.clone(), gate.clone());
+                async move {
+                    // It names its tag when that is gone already.
+                    let load = |_| async move {
+                        let load = |_| async move {
+                            gate.wait().await;
+                            Ok::<_, io::Error>(Loaded::value(1).tags(["a"]).version(1))
+                        };
+                        let value = product.get_or_load(&7, load).await?.unwrap();
+                        Ok::<_, larder::Error>(*value)
+                    };
+                    page.get_or_load(&1, load).await.map(|value| *value)
+                }
+            });
+            gate.arrived(1).await;
+            if how == "tag" {
+                let _ = larder.invalidate_tag("a").await.unwrap();
+            }
+            gate.open();
+            assert_eq!(soon(making).await.unwrap().unwrap(), 1);
+            settle(&larder).await;
+            assert_eq!(page.get(&1).await.unwrap(), None, "{how}, {here}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_source_that_changes_before_its_reader_wakes_keeps_what_is_made_out() {
     let (larder, _clock) = larder_testkit::larder("t");
     let product: Numbers = larder.cache("product").build().unwrap();
