@@ -1,0 +1,47 @@
+//! Random readers and writers on several processes with Redis and PostgreSQL behind them, while
+//! servers, processes, connections and messages are killed, stopped, cut and lost at random.
+//!
+//! Writers change rows in PostgreSQL and tell of it in every way there is, some by the change feed
+//! alone; readers read rows, and what is made from rows. What they see is judged by the promises of
+//! docs/coherence.md, in `promise`. `LARDER_CHECK_SECONDS` says how long it runs; `LARDER_SEED`
+//! repeats the plan of a run, though not its timing.
+//!
+//! In reading order: `promise`, pure: what a read must not show; `rows`: the tables; `node`: a
+//! process; `facts`: what is known; `check`: a run; `writers`; `faults`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails where it stands, and says how long things took"
+)]
+
+mod check;
+mod facts;
+mod faults;
+mod node;
+mod promise;
+mod rows;
+mod writers;
+
+use std::sync::Arc;
+
+use larder_testkit::seeds;
+
+use check::Check;
+
+/// How long it runs where nobody says otherwise.
+const SECONDS: u64 = 25;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_stale_is_read_whatever_breaks() {
+    let seconds = std::env::var("LARDER_CHECK_SECONDS").ok();
+    let seconds: u64 = seconds.map_or(SECONDS, |seconds| seconds.parse().unwrap());
+    for seed in seeds(1) {
+        println!("seed {}", seed.number());
+        let mut rng = seed.rng();
+        let check = Check::begin(&mut rng).await;
+        while check.now() < seconds * 1_000 && !check.has_failed() {
+            Arc::clone(&check).cycle(rng.fork()).await;
+        }
+        check.report(seed.number());
+    }
+}
