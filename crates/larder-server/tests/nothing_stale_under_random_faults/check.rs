@@ -7,11 +7,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use larder::clock::{Clock, Millis, SystemClock};
 use larder_testkit::{ChaosProxy, NoAnswer, Peer, PostgresServer, RedisServer, Reply};
+use tokio::task::JoinHandle;
 
 use crate::facts::{Expected, Facts};
 use crate::node;
 use crate::promise::{Bounds, Promise, Reach, Seen};
 use crate::rows::{LAG, Row, Rows, SHELVES, items_of};
+use crate::writers::Rush;
 
 pub(crate) const NODES: usize = 3;
 const WRITERS: usize = 3;
@@ -19,7 +21,7 @@ const READERS: usize = 10;
 
 /// How long faults go on, and how long nothing is broken after it, in milliseconds.
 const ROUGH_FOR: std::ops::Range<Millis> = 4_000..8_000;
-const CALM_FOR: Millis = 3_000;
+const CALM_FOR: Millis = 2_500;
 /// What the promises say is 50 ms, and 3 s of silence; the rest is for a busy machine.
 const BOUNDS: Bounds = Bounds {
     calm: 1_500,
@@ -170,58 +172,69 @@ impl Check {
         flag.load(SeqCst) && !self.has_failed()
     }
 
-    /// Faults under load, then load alone, then nothing: all must agree.
+    /// Faults under load, then load alone, and all must agree after either.
     pub(crate) async fn cycle(self: Arc<Self>, mut rng: Rng) {
-        for flag in [&self.working, &self.writing, &self.breaking] {
-            flag.store(true, SeqCst);
-        }
-        let mut writers = Vec::new();
-        for writer in 0..WRITERS {
-            let check = Arc::clone(&self);
-            let rng = rng.fork();
-            writers.push(tokio::spawn(check.write_all(writer, WRITERS, rng)));
-        }
+        self.working.store(true, SeqCst);
         let mut others = vec![tokio::spawn(Arc::clone(&self).witness())];
         for _ in 0..READERS {
             others.push(tokio::spawn(Arc::clone(&self).read(rng.fork())));
         }
+        self.rough(&mut rng).await;
+        self.calm(&mut rng).await;
+        self.working.store(false, SeqCst);
+        for other in others {
+            other.await.unwrap();
+        }
+        self.facts().count("cycles");
+    }
+
+    /// Writers and faults, and what is left of it when all has healed and nobody writes any more.
+    async fn rough(self: &Arc<Self>, rng: &mut Rng) {
         self.everywhere(&format!("panics {PANICS}")).await;
-        let faults = self.break_everything(&mut rng);
+        self.breaking.store(true, SeqCst);
+        let faults = self.break_everything(rng);
+        let writers = self.begin_to_write(Rush::Narrow, rng);
         self.pause(rng.u64(ROUGH_FOR)).await;
         self.breaking.store(false, SeqCst);
         for fault in faults {
             fault.await.unwrap();
         }
-        self.calm_down().await;
-        self.pause(CALM_FOR).await;
-        self.writing.store(false, SeqCst);
-        for writer in writers {
-            writer.await.unwrap();
-        }
-        self.get_well().await;
-        // Once anything is wrong, nobody goes on with what was begun.
-        if !self.has_failed() {
-            self.agree().await;
-        }
-        self.facts().calm_since = None;
-        self.everywhere("lag 0").await;
-        self.working.store(false, SeqCst);
-        for other in others {
-            other.await.unwrap();
-        }
-    }
-
-    /// Nothing is broken from here on, and only now do replicas lag: what keeps out the values of
-    /// one that does would be among what is evicted.
-    async fn calm_down(&self) {
+        self.end_writing(writers).await;
         self.note("healed".to_owned());
         self.everywhere("bus heal").await;
         self.everywhere("panics 0").await;
-        self.get_well().await;
+        self.agree().await;
+    }
+
+    /// Writers alone. Only here do replicas lag: what keeps out the values of one that does would be
+    /// among what is evicted.
+    async fn calm(self: &Arc<Self>, rng: &mut Rng) {
         self.everywhere(&format!("lag {LAG}")).await;
         let now = self.now();
         self.facts().calm_since = Some(now);
         self.note("calm".to_owned());
+        let writers = self.begin_to_write(Rush::Wide, rng);
+        self.pause(CALM_FOR).await;
+        self.end_writing(writers).await;
+        self.agree().await;
+        self.facts().calm_since = None;
+        self.everywhere("lag 0").await;
+    }
+
+    fn begin_to_write(self: &Arc<Self>, rush: Rush, rng: &mut Rng) -> Vec<JoinHandle<()>> {
+        self.writing.store(true, SeqCst);
+        let start = |writer| {
+            let check = Arc::clone(self);
+            tokio::spawn(check.write_all(writer, WRITERS, rush, rng.fork()))
+        };
+        (0..WRITERS).map(start).collect()
+    }
+
+    async fn end_writing(&self, writers: Vec<JoinHandle<()>>) {
+        self.writing.store(false, SeqCst);
+        for writer in writers {
+            writer.await.unwrap();
+        }
     }
 
     /// Tells all nodes something that each of them does.
@@ -314,6 +327,7 @@ impl Check {
 
     fn judge(&self, post: usize, target: Target, expected: &[Expected], answer: &str, line: &str) {
         let seen = target.seen(answer);
+        assert_eq!(seen.len(), expected.len(), "{answer}");
         let wrong: Vec<String> = {
             let facts = self.facts();
             let each = seen.iter().zip(expected);
@@ -351,18 +365,8 @@ impl Check {
             }
         }
         let all_told = async {
-            let told_before = self.facts().all_fed();
-            while !told_before.is_empty() && !self.has_failed() {
+            while !self.facts().all_fed().is_empty() && !self.has_failed() {
                 self.see_whether_all_is_told().await;
-                let still = self.facts().all_fed();
-                let waits = |(row, word): (&Row, &crate::promise::Word)| {
-                    still
-                        .get(row)
-                        .is_some_and(|now| now.version == word.version)
-                };
-                if self.facts().is_all_fed() || !told_before.iter().any(waits) {
-                    return;
-                }
                 self.pause(20).await;
             }
         };
@@ -383,8 +387,13 @@ impl Check {
         }
     }
 
-    /// Every node reads the newest version of every row.
+    /// Nobody writes: every node gets well, and reads the newest version of every row.
     async fn agree(&self) {
+        self.get_well().await;
+        // Once anything is wrong, nobody goes on with what was begun.
+        if self.has_failed() {
+            return;
+        }
         // What the last of them told on getting well is on its way to the others.
         self.pause(BOUNDS.calm).await;
         for post in 0..NODES {
@@ -405,7 +414,6 @@ impl Check {
                 }
             }
         }
-        self.facts().count("cycles");
     }
 
     /// Waits until the server has done whatever dead connections had sent it.

@@ -66,7 +66,7 @@ impl Facts {
         self.rows.entry(row).or_default()
     }
 
-    /// What the row was before the next change, and the number of that.
+    /// Begins the next change of a row: its number, and what `choose` has it leave behind.
     pub(crate) fn begin(
         &mut self,
         row: Row,
@@ -137,10 +137,6 @@ impl Facts {
                 ..word
             });
         }
-    }
-
-    pub(crate) fn is_all_fed(&self) -> bool {
-        self.fed.is_empty()
     }
 
     /// How much the process at `post` has promised to tell so far.

@@ -66,8 +66,26 @@ enum Outcome {
     Unknown,
 }
 
+/// How many of its rows a writer changes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rush {
+    /// All of them.
+    Wide,
+    /// Two, and after a while two others: what is lost of a change must not be hidden by the next.
+    Narrow,
+}
+
+/// How many changes a writer makes before it goes on to other rows.
+const NARROW_FOR: usize = 25;
+
 impl Check {
-    pub(crate) async fn write_all(self: Arc<Self>, writer: usize, writers: usize, mut rng: Rng) {
+    pub(crate) async fn write_all(
+        self: Arc<Self>,
+        writer: usize,
+        writers: usize,
+        rush: Rush,
+        mut rng: Rng,
+    ) {
         let all = Row::all().into_iter().enumerate();
         let mine = all.filter(|(at, _)| at % writers == writer);
         let mut mine: Vec<Past> = mine.map(|(_, row)| Past::new(row)).collect();
@@ -76,9 +94,14 @@ impl Check {
             past.categories = (0..CATEGORIES).collect();
             past.was_absent = true;
         }
+        let mut change = 0;
         while self.goes_on(&self.writing) {
-            let past = rng.usize(0..mine.len());
+            let past = match rush {
+                Rush::Wide => rng.usize(0..mine.len()),
+                Rush::Narrow => (2 * (change / NARROW_FOR) + rng.usize(0..2)) % mine.len(),
+            };
             self.write(&mut mine[past], &mut rng).await;
+            change += 1;
             self.pause(rng.u64(0..15)).await;
         }
     }
