@@ -279,9 +279,10 @@ impl Check {
     async fn read_and_leave(&self, post: usize, target: Target, millis: Millis) {
         let line = format!("cancel {millis} {}", target.line());
         self.facts().count("reads left");
+        let began = self.now();
         let answer = self.node(post).ask(&line, ANSWERED_WITHIN).await;
         if let Err(error) = answer {
-            self.complain(post, &line, &error);
+            self.complain((post, began), &line, &error);
         }
     }
 
@@ -321,7 +322,7 @@ impl Check {
                     &format!("{line}, begun at {began}"),
                 );
             }
-            Err(error) => self.complain(post, &line, &error),
+            Err(error) => self.complain((post, began), &line, &error),
         }
     }
 
@@ -340,8 +341,8 @@ impl Check {
     }
 
     /// A read that failed: of a load it may, while things break; of a tier it never may.
-    pub(crate) fn complain(&self, post: usize, line: &str, error: &NoAnswer) {
-        let is_calm = self.facts().calm_since.is_some();
+    pub(crate) fn complain(&self, (post, began): (usize, Millis), line: &str, error: &NoAnswer) {
+        let is_calm = self.facts().calm_since.is_some_and(|since| since <= began);
         let of_a_load = ["Load", "Overloaded"];
         let permitted = match error {
             NoAnswer::Gone => !is_calm,
@@ -410,7 +411,7 @@ impl Check {
                         let line = format!("{line}, when all has healed");
                         self.judge(post, target, &expected, &answer, &line);
                     }
-                    Err(error) => self.complain(post, &line, &error),
+                    Err(error) => self.violated(format!("node {post}, {line}: {error}")),
                 }
             }
         }

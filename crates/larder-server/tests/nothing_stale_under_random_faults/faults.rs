@@ -241,9 +241,9 @@ impl Check {
 
     async fn tell_bus(&self, kind: &'static str, post: usize, what: &str) {
         self.fault(kind, format!("bus of {post}: {what}"));
-        let line = format!("bus {what}");
+        let (line, began) = (format!("bus {what}"), self.now());
         if let Err(error) = self.node(post).ask(&line, ANSWERED_WITHIN).await {
-            self.complain(post, &line, &error);
+            self.complain((post, began), &line, &error);
         }
     }
 }

@@ -31,6 +31,10 @@ pub(crate) const TEST: &str = "node::a_node_ends_with_its_test";
 
 /// How long a load may take: short, because PostgreSQL is stopped for longer at times.
 const LOAD_DEADLINE: Duration = Duration::from_secs(3);
+/// Making something from rows waits for each of them, and at worst for each lease of a node that was
+/// killed; its own lease is not to be waited for as long.
+const MAKING_DEADLINE: Duration = Duration::from_secs(45);
+const MAKING_LEASE: Duration = Duration::from_secs(5);
 /// Loads are this seldom slow, and very slow: one of so many.
 const SLOW: u64 = 3;
 const VERY_SLOW: u64 = 60;
@@ -103,7 +107,11 @@ impl Node {
         };
         Self {
             caches: Table::ALL.map(|(table, _)| cache_of(&larder, table)).into(),
-            made: as_checked(larder.cache("made")).build().unwrap(),
+            made: as_checked(larder.cache("made"))
+                .load_deadline(MAKING_DEADLINE)
+                .lease(MAKING_LEASE)
+                .build()
+                .unwrap(),
             source: Source {
                 pool: rows::connect(database).await,
                 clock: SystemClock::shared(),
