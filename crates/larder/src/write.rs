@@ -596,8 +596,12 @@ where
         }
         // Everybody else drops the key, other schema versions of it go, and what depends on it.
         let told = Errand::forget(&cache.name, logical, Why::Written, cache.home());
-        let receipt = cache.shared.deliver(told).await;
-        receipt.and(written).and(dropped)
+        let receipt = cache.shared.deliver(told.clone()).await;
+        let by_tiers = written.and(dropped);
+        if by_tiers == Delivery::Queued {
+            cache.shared.tell_once_more(vec![told]);
+        }
+        receipt.and(by_tiers)
     })
     .await
 }
