@@ -640,6 +640,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
                 .any(|tier| tier.sharing() == Sharing::Shared)
     }
 
+    /// Whether its entries are in a tier that other processes read.
+    pub(crate) fn is_shared(&self) -> bool {
+        let lowest = self.tiers.last();
+        lowest.is_some_and(|tier| tier.sharing() == Sharing::Shared)
+    }
+
     /// The flights of callers that look in the same tiers.
     pub(crate) fn loads(&self, tiers: Tiers) -> &Arc<Flights<K, Landing<V>>> {
         &self.loads[tiers as usize]

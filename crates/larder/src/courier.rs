@@ -263,6 +263,9 @@ struct Sent {
 #[derive(Debug, Default)]
 struct Unsent {
     errands: HashSet<Errand>,
+    /// What it was told while a tier had not taken it. Whoever heard may have found the old value
+    /// there, and hears of it again once the tier has made up for it.
+    missed: HashSet<Errand>,
     /// Whether a task tries it again and again.
     retrying: bool,
 }
@@ -282,7 +285,8 @@ impl Courier {
 
     /// How many errands the bus still has to be told.
     pub(crate) fn unsent_len(&self) -> usize {
-        self.unsent().errands.len()
+        let unsent = self.unsent();
+        unsent.errands.len() + unsent.missed.len()
     }
 
     /// Keeps what a server would have lost if it failed over now.
@@ -323,19 +327,35 @@ impl Courier {
     /// see to it.
     fn keep_unsent(&self, batch: Vec<Errand>) -> bool {
         let mut unsent = self.unsent();
-        unsent.errands.extend(batch);
-        if unsent.errands.len() > MOST_UNSENT {
-            unsent.errands.clear();
-            unsent.errands.insert(Errand::Everything);
-        }
+        extend(&mut unsent.errands, batch);
         !std::mem::replace(&mut unsent.retrying, true)
+    }
+
+    /// Keeps what the bus was told and a tier missed. The same answer.
+    fn keep_missed(&self, batch: Vec<Errand>) -> bool {
+        let mut unsent = self.unsent();
+        extend(&mut unsent.missed, batch.iter().map(Errand::anew));
+        !std::mem::replace(&mut unsent.retrying, true)
+    }
+
+    fn take_missed(&self) -> Vec<Errand> {
+        self.unsent().missed.drain().collect()
     }
 
     /// Whether there is nothing to try again. Whoever comes with more begins anew.
     fn ends_retrying(&self) -> bool {
         let mut unsent = self.unsent();
-        unsent.retrying = !unsent.errands.is_empty();
+        unsent.retrying = !unsent.errands.is_empty() || !unsent.missed.is_empty();
         !unsent.retrying
+    }
+}
+
+/// Adds to what is kept for the bus. What does not fit becomes everything.
+fn extend(kept: &mut HashSet<Errand>, errands: impl IntoIterator<Item = Errand>) {
+    kept.extend(errands);
+    if kept.len() > MOST_UNSENT {
+        kept.clear();
+        kept.insert(Errand::Everything);
     }
 }
 
@@ -505,6 +525,9 @@ impl Shared {
         for errand in &batch {
             self.apply_once_more(errand);
         }
+        if told == Delivery::Queued {
+            self.tell_once_more(batch.clone());
+        }
         match published {
             Ok(token) => {
                 self.catch_up_behind();
@@ -524,6 +547,14 @@ impl Shared {
                     swept,
                 }
             }
+        }
+    }
+
+    /// Does it again, and tells the others again, as soon as the tiers have made up for what they missed: until then
+    /// they find there what is gone.
+    pub(crate) fn tell_once_more(self: &Arc<Self>, batch: Vec<Errand>) {
+        if self.bus.is_some() && self.courier.keep_missed(batch) {
+            self.retry_unsent();
         }
     }
 
@@ -766,8 +797,22 @@ impl Shared {
         }
     }
 
-    /// Tells the bus what it could not be told while it was down.
+    /// Does once more what tiers missed, if they have made up for it: a minimum version is not
+    /// among what they are owed.
+    fn do_missed(self: &Arc<Self>) {
+        if self.tiers.iter().any(|tier| tier.owes()) {
+            return;
+        }
+        let missed = self.courier.take_missed();
+        // Nobody waits for the receipts, and a full queue is tried again.
+        if !missed.is_empty() && self.enqueue(missed.clone()).is_err() {
+            self.tell_once_more(missed);
+        }
+    }
+
+    /// Tells the bus what it could not be told while it was down, and once more what tiers missed.
     pub(crate) async fn catch_up(self: &Arc<Self>) {
+        self.do_missed();
         let errands: Vec<Errand> = {
             let mut unsent = self.courier.unsent();
             std::mem::take(&mut unsent.errands).into_iter().collect()

@@ -569,6 +569,11 @@ impl Tier {
         );
     }
 
+    /// Whether it has still to make up for something.
+    pub(crate) fn owes(&self) -> bool {
+        self.open.load(SeqCst) && self.health().owed.len() > 0
+    }
+
     pub(crate) fn count_hit(&self) {
         self.counters.hits.fetch_add(1, Relaxed);
     }

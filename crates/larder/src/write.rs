@@ -117,17 +117,17 @@ pub(crate) async fn commit<K, V>(
             fill.land(Ok(Landed::refused(entry.held, began)));
             continue;
         }
-        let kept = match entry.keep {
-            Keep::Store => keep(cache, &fill, entry.held.clone()),
+        let landed = match entry.keep {
+            Keep::Store => match keep(cache, &fill, entry.held.clone()) {
+                Inserted::NotAdmitted => Landed::fenced(entry.held),
+                _ => Landed::fresh(entry.held, Origin::Loader),
+            },
             Keep::NoStore => {
                 forget(cache, &fill);
-                Inserted::NotAdmitted
+                Landed::not_stored(entry.held)
             }
         };
-        fill.land(Ok(match kept {
-            Inserted::NotAdmitted => Landed::not_stored(entry.held),
-            _ => Landed::fresh(entry.held, Origin::Loader),
-        }));
+        fill.land(Ok(landed));
     }
 }
 
@@ -427,10 +427,13 @@ where
     // What is invalidated already is given to those who wait and to no store. A value that is
     // renewed is as old as its tags, whatever they are to be from now on.
     let gone = |known: &Details| known.tags.iter().any(|tag| tag.changed() > began.stamp);
-    let refused = tags.is_none() || known.is_some_and(gone);
+    let refused = tags.is_none() || known.is_some_and(gone) || loaded.inherited.refused;
     let tags = tags.unwrap_or_default();
+    // What may be made from something that is gone is for this process alone, which will hear of it.
     let (sealed, encoded_len) = match keep {
-        Keep::Store if !refused => seal(cache, store_key, &label, &tags, value.as_deref()),
+        Keep::Store if !refused && !loaded.inherited.unverified => {
+            seal(cache, store_key, &label, &tags, value.as_deref())
+        }
         _ => (None, 0),
     };
     let held = Held {
@@ -605,8 +608,12 @@ where
         }
         // Everybody else drops the key, other schema versions of it go, and what depends on it.
         let told = Errand::forget(&cache.name, logical, Why::Written, cache.home());
-        let receipt = cache.shared.deliver(told).await;
-        receipt.and(written).and(dropped)
+        let receipt = cache.shared.deliver(told.clone()).await;
+        let by_tiers = written.and(dropped);
+        if by_tiers == Delivery::Queued {
+            cache.shared.tell_once_more(vec![told]);
+        }
+        receipt.and(by_tiers)
     })
     .await
 }

@@ -11,7 +11,9 @@ use common::{Fleet, Line, found, healthy, ms, never, secs, soon, turn_until, unt
 use larder::backplane::{Backplane, LocalBus};
 use larder::store::StoreErrorKind;
 use larder::{Cache, Isolation, Larder, Loaded, Read, Reason, Receipt, Source, TierHealth};
-use larder_testkit::{BusFault, BusOperation, FaultyBus, Gate, Operation, StoreFault, settle};
+use larder_testkit::{
+    BusFault, BusOperation, FaultyBus, FaultyStore, Gate, Operation, StoreFault, settle,
+};
 
 type Numbers = Cache<u64, u64>;
 
@@ -614,5 +616,60 @@ async fn a_load_under_way_is_not_stored_if_another_process_invalidates_meanwhile
         if how == "set" {
             assert_eq!(*at_b.get_or_load(&1, |_| never()).await.unwrap(), 2);
         }
+    }
+}
+
+#[tokio::test]
+async fn what_a_tier_missed_is_told_again_when_it_has_made_up_for_it() {
+    for (how, bus_fails) in [
+        ("invalidate", false),
+        ("invalidate", true),
+        ("tag", false),
+        ("tag", true),
+        ("set", false),
+        ("set", true),
+    ] {
+        let fleet = Fleet::new();
+        let near = FaultyStore::new(fleet.store.clone(), fleet.clock.clone());
+        let (a, line) = fleet.process_with(|builder| builder.shared(near.clone()));
+        let (b, _) = fleet.process();
+        let (at_a, at_b) = (numbers(&a), numbers(&b));
+        let _ = at_a.set(1, Loaded::value(1).tags(["a"])).await.unwrap();
+        at_b.get(&1).await.unwrap();
+        healthy(&b).await;
+        near.inject(
+            [Operation::Delete, Operation::Set],
+            StoreFault::Fail(StoreErrorKind::Unavailable),
+        );
+        if bus_fails {
+            let fault = BusFault::Fail(StoreErrorKind::Unavailable);
+            line.inject([BusOperation::Publish], fault);
+        }
+        let changed = match how {
+            "tag" => a.invalidate_tag("a").await,
+            "set" => at_a.set(1, 2).await,
+            _ => at_a.invalidate(&1).await,
+        };
+        assert!(changed.unwrap().is_queued(), "{how}");
+        if bus_fails {
+            line.heal();
+            let finished = line.finished(BusOperation::Publish);
+            until("the bus is told", || {
+                fleet.clock.advance(ms(20));
+                line.finished(BusOperation::Publish) > finished
+            })
+            .await;
+        }
+        // It hears of it, and finds the old value in the tier once more.
+        settle(&b).await;
+        assert_eq!(at_b.get(&1).await.unwrap().as_deref(), Some(&1), "{how}");
+        near.heal();
+        until("everybody was told again", || {
+            fleet.clock.advance(ms(20));
+            a.bus().is_some_and(|bus| bus.unsent == 0) && a.tiers()[0].owed == 0
+        })
+        .await;
+        settle(&b).await;
+        assert_eq!(at_b.get(&1).await.unwrap(), None, "{how}");
     }
 }
