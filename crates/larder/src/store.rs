@@ -56,7 +56,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ///
     /// The lease lives in the value's own key: on an absent key as a placeholder that is a header
     /// alone, on a stale value by rewriting the token and deadline in its header, the rest staying
-    /// readable. Anything that overwrites or deletes the key therefore voids the lease. Bytes whose
+    /// readable. Anything that overwrites or deletes the key therefore voids the lease. A lease that
+    /// would end much later than one that begins now may be taken over: it is from before the clock
+    /// of the store was set back. Bytes whose
     /// front [`Header::parse`](crate::envelope::Header::parse) refuses are replaced by a
     /// placeholder. A value over the limit comes back as for [`Store::get`], or is left out.
     ///

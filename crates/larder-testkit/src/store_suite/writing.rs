@@ -160,13 +160,10 @@ pub async fn extreme_times_are_taken(subject: &Subject) {
         .set_for(&brief, &value, Duration::from_nanos(1))
         .await;
     let holder = token();
-    assert_acquired_absent(
-        &subject
-            .lease_with(&leased, &subject.request(holder, Duration::MAX))
-            .await,
-    );
+    let for_ever = |token| subject.request(token, Duration::MAX);
+    assert_acquired_absent(&subject.lease_with(&leased, &for_ever(holder)).await);
     assert_eq!(
-        subject.lease(&leased, token()).await,
+        subject.lease_with(&leased, &for_ever(token())).await,
         Leased::Held { stale: None }
     );
     subject.pass(SHORT);
@@ -177,7 +174,7 @@ pub async fn extreme_times_are_taken(subject: &Subject) {
         .await;
     assert_eq!(subject.raw(&ever).await, Some(value.clone()));
     assert_eq!(
-        subject.lease(&leased, token()).await,
+        subject.lease_with(&leased, &for_ever(token())).await,
         Leased::Held { stale: None }
     );
     let fill = Fill {
