@@ -313,6 +313,9 @@ impl Keys<'_> {
     }
 
     fn expire(&mut self, key: &Bytes, wall: Millis) {
+        if self.held(key).header().is_none() {
+            return self.remove(key);
+        }
         self.end_lease(key);
         self.rewrite(key, |header| {
             header.fresh_until = header.fresh_until.min(wall);

@@ -105,7 +105,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Makes each value stale from `wall` on, without removing it, and voids leases on it. A value
     /// that was stale before stays as stale as it was.
-    /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Absent keys
+    /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Bytes whose
+    /// front [`Header::parse`](crate::envelope::Header::parse) refuses are removed: they may be an
+    /// entry of another release, which would go on serving it. Absent keys
     /// are left absent.
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>>;
 

@@ -96,6 +96,20 @@ pub async fn expire_removes_a_placeholder_and_adds_nothing(subject: &Subject) {
     assert_acquired_absent(&subject.lease(&held, token()).await);
 }
 
+/// It may be an entry of another release, which would go on serving it as fresh.
+pub async fn expire_removes_what_cannot_be_read(subject: &Subject) {
+    let mut later = subject.fresh("of a later release").to_vec();
+    later[4] += 1;
+    let keys = ["later", "foreign", "kept"].map(|name| subject.key(name));
+    let kept = subject.fresh("kept");
+    subject.set(&keys[0], &later.into()).await;
+    subject.set(&keys[1], &Bytes::from_static(b"hello")).await;
+    subject.set(&keys[2], &kept).await;
+    let expired = subject.store.expire(&keys[..2], subject.now()).await;
+    ok("expire", expired);
+    assert_eq!(subject.get(&keys).await, [None, None, Some(kept)]);
+}
+
 /// `delete` removes what is named, whatever it is, and nothing else.
 pub async fn delete_removes_values_and_leases(subject: &Subject) {
     let keys = ["fresh", "stale", "held", "absent", "kept"].map(|name| subject.key(name));
