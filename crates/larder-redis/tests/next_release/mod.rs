@@ -2,9 +2,10 @@
 //! version number.
 //!
 //! A process behind it is a process of this release whose bytes are changed on their way, so that on
-//! the server everything is as if the next release had written it: envelopes, messages and frames
-//! have version 2, and its scripts are others, which write version 2 and read versions 1 and 2. What
-//! has no version in it, such as the records of tags, both releases share.
+//! the server everything is as if the next release had written it: envelopes and messages have
+//! version 2, and if the test wants it the frames around messages; and its scripts are others, which
+//! write version 2 and read versions 1 and 2. What has no version in it, such as the records of tags,
+//! both releases share.
 //!
 //! Requests are read command by command, because scripts change their length and with it their hash.
 //! Replies keep theirs.
@@ -48,8 +49,19 @@ pub(crate) struct NextRelease {
     task: AbortHandle,
 }
 
+/// In which format the next release puts messages on the channel, whose own format is another one in
+/// any case.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Frames {
+    /// The one of this release: only the message is unreadable here.
+    AsNow,
+    /// A new one: not even its number can be read here.
+    Anew,
+}
+
 struct Shared {
     server: SocketAddr,
+    frames: Frames,
     /// By the hash of a script of this release, that of the same script of the next one.
     hashes: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     /// Who tells the hash of a script.
@@ -59,12 +71,13 @@ struct Shared {
 }
 
 impl NextRelease {
-    pub(crate) async fn start(server: &Arc<RedisServer>) -> Self {
+    pub(crate) async fn start(server: &Arc<RedisServer>, frames: Frames) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let teacher = Arc::clone(server);
         let shared = Arc::new(Shared {
             server: server.address(),
+            frames,
             hashes: Mutex::default(),
             teach: Box::new(move |code| hash_of(&teacher, code)),
             written: AtomicU64::new(0),
@@ -185,7 +198,7 @@ impl Shared {
     }
 
     fn learn(&self, code: &[u8]) -> Vec<u8> {
-        let next = rewritten(std::str::from_utf8(code).unwrap()).into_bytes();
+        let next = rewritten(std::str::from_utf8(code).unwrap(), self.frames).into_bytes();
         let (here, there) = ((self.teach)(code), (self.teach)(&next));
         self.hashes.lock().unwrap().insert(here, there);
         next
@@ -193,13 +206,16 @@ impl Shared {
 }
 
 /// A script as the next release has it.
-fn rewritten(code: &str) -> String {
+fn rewritten(code: &str, frames: Frames) -> String {
     let mut next = code.to_owned();
     for (this, that) in REWRITTEN {
         assert!(next.contains(this), "scripts do not say {this} any more");
         next = next.replace(this, that);
     }
-    next.replace("'LRDB\\1", "'LRDB\\2")
+    match frames {
+        Frames::AsNow => next,
+        Frames::Anew => next.replace("'LRDB\\1", "'LRDB\\2"),
+    }
 }
 
 /// Passes replies and pushes on as a process of this release can read them.
