@@ -85,14 +85,17 @@ async fn survives(end: End, success: Success) {
     assert_eq!(*stale.await.unwrap(), 0, "{here}");
     waiting.arrived(1).await;
     let newest = database.write("k");
-    match success {
-        Success::Sets => _ = node.ask(&format!("set k {newest}")).await,
-        // The lease of the refresh ends before the refresh does.
-        Success::Loads => node.until_fresh("k", newest).await,
-        Success::Invalidates => {
-            node.invalidate("k").await;
-            assert_eq!(node.load("k").await, newest, "{here}");
-        }
+    let told = match success {
+        Success::Sets => Some(node.tell(&format!("set k {newest}")).await),
+        Success::Invalidates => Some(node.invalidate("k").await),
+        // The lease of the refresh ends before the refresh does. Nobody is told of a fill.
+        Success::Loads => None,
+    };
+    node.until_fresh("k", newest).await;
+    if let Some(told) = told {
+        let heard = Read::new().after(token(told).parse().unwrap());
+        let seen = rows.with(heard).get("k").await.unwrap();
+        assert_eq!(seen.as_deref(), Some(&newest), "{here}: heard");
     }
     gate.open();
     settle(&larder).await;
@@ -105,10 +108,19 @@ async fn survives(end: End, success: Success) {
     let reads = database.reads();
     assert_eq!(empty.load("k").await, newest, "{here}");
     assert_eq!(database.reads(), reads, "{here}: Redis has it still");
-    // What the process of the refresh heard of is gone; the rest is stale at least.
+    let kept = rows.get_in_memory("k");
+    let kept = kept.as_deref().copied();
+    match success {
+        // It has not heard of the load, and serves what is stale within its grace.
+        Success::Loads => assert!(
+            kept.is_none_or(|kept| [0, newest].contains(&kept)),
+            "{here}"
+        ),
+        _ => assert_eq!(kept, Some(newest), "{here}: in its own memory"),
+    }
     let strict = rows.with(Read::new().max_stale(Duration::ZERO));
     let never = |_| async { Err::<u64, _>(io::Error::other("there is no need to load")) };
     let seen = strict.get_or_load("k", never).await.unwrap();
-    assert_eq!(*seen, newest, "{here}: in its own memory");
+    assert_eq!(*seen, newest, "{here}: asked for what is fresh");
     assert_eq!(*rows.get_or_load("k", never).await.unwrap(), newest);
 }
