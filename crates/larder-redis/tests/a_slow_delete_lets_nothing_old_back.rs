@@ -195,13 +195,12 @@ async fn invalidate_among_readers(
             }
         }));
     }
-    let receipt = if round % 4 == 0 {
-        rows.clear().await.unwrap()
-    } else if round % 4 == 1 {
-        rows.expire("k").await.unwrap()
-    } else {
-        rows.invalidate("k").await.unwrap()
+    let receipt = match round % 4 {
+        0 => rows.clear().await,
+        1 => rows.expire("k").await,
+        _ => rows.invalidate("k").await,
     };
+    let receipt = receipt.unwrap();
     assert!(receipt.is_acked());
     // Reads that were answered before the delete come back.
     let clock = SystemClock::new();
