@@ -313,6 +313,9 @@ impl Keys<'_> {
     }
 
     fn expire(&mut self, key: &Bytes, wall: Millis) {
+        if self.held(key).header().is_none() {
+            return self.remove(key);
+        }
         self.end_lease(key);
         if matches!(self.held(key), Held::Value(_)) {
             self.rewrite(key, |header| *header = header.expired_at(wall));

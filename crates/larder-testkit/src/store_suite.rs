@@ -106,6 +106,7 @@ macro_rules! store_suite {
             expire_never_makes_a_value_fresher
             what_is_expired_is_stale_by_every_clock
             expire_removes_a_placeholder_and_adds_nothing
+            expire_removes_what_cannot_be_read
             delete_removes_values_and_leases
             a_value_is_gone_when_its_time_to_live_is_over
             extreme_times_are_taken

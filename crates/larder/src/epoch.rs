@@ -141,6 +141,11 @@ impl Epochs {
         self.advance(|event| self.doubted.store(event, SeqCst));
     }
 
+    /// The event of the last doubt; zero if there was none.
+    pub(crate) fn doubted(&self) -> u64 {
+        self.doubted.load(SeqCst)
+    }
+
     /// Says until when trust lasts without a word. A process that was stopped finds that it is over
     /// before anybody could tell it.
     pub(crate) fn trust_until(&self, until: Millis) {
@@ -154,7 +159,7 @@ impl Epochs {
 
     /// Whether an entry of that stamp may be served without a question to the tiers.
     pub(crate) fn vouches_for(&self, stamp: u64) -> bool {
-        self.is_trusted() && stamp >= self.doubted.load(SeqCst)
+        self.is_trusted() && stamp >= self.doubted()
     }
 
     /// Whether what a tier said at that stamp is still what it would say.

@@ -57,7 +57,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ///
     /// The lease lives in the value's own key: on an absent key as a placeholder that is a header
     /// alone, on a stale value by rewriting the token and deadline in its header, the rest staying
-    /// readable. Anything that overwrites or deletes the key therefore voids the lease. Bytes whose
+    /// readable. Anything that overwrites or deletes the key therefore voids the lease. A lease that
+    /// would end much later than one that begins now may be taken over: it is from before the clock
+    /// of the store was set back. Bytes whose
     /// front [`Header::parse`](crate::envelope::Header::parse) refuses are replaced by a
     /// placeholder. A value over the limit comes back as for [`Store::get`], or is left out.
     ///
@@ -105,7 +107,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Makes each value stale without removing it, and voids leases on it: as
     /// [`Header::expired_at`](crate::envelope::Header::expired_at) says. It is stale at once, whatever
     /// clocks say; `wall` is only where its grace begins, and one that was stale before keeps that.
-    /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Absent keys
+    /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Bytes whose
+    /// front [`Header::parse`](crate::envelope::Header::parse) refuses are removed: they may be an
+    /// entry of another release, which would go on serving it. Absent keys
     /// are left absent.
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>>;
 

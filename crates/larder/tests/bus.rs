@@ -7,7 +7,9 @@ mod common;
 use std::io;
 
 use bytes::Bytes;
-use common::{Fleet, Line, found, healthy, ms, never, secs, soon, turn_until, until};
+use common::{
+    Fleet, Line, another_process, found, healthy, ms, never, secs, soon, turn_until, until,
+};
 use larder::backplane::{Backplane, LocalBus};
 use larder::store::StoreErrorKind;
 use larder::{Cache, Isolation, Larder, Loaded, Read, Reason, Receipt, Source, TierHealth};
@@ -671,5 +673,47 @@ async fn what_a_tier_missed_is_told_again_when_it_has_made_up_for_it() {
         .await;
         settle(&b).await;
         assert_eq!(at_b.get(&1).await.unwrap(), None, "{how}");
+    }
+}
+
+/// What it looked up before may be what the message was about.
+#[tokio::test]
+async fn a_reader_after_a_doubt_does_not_join_a_look_up_from_before() {
+    for loads in [true, false] {
+        let fleet = Fleet::new();
+        let (a, _, at_a) = joined(fleet.process()).await;
+        // Of another release, which A cannot read.
+        let b = another_process("t", &fleet.clock, &fleet.store);
+        let at_b = numbers(&b);
+        let _ = at_b.set(1, 1).await.unwrap();
+        let operation = if loads {
+            Operation::Lease
+        } else {
+            Operation::Get
+        };
+        let gate = fleet.store.pause_after(operation);
+        let read = |value: u64| {
+            let at_a = at_a.clone();
+            tokio::spawn(async move {
+                if loads {
+                    let read = at_a.get_or_load(&1, |_| found(value)).await;
+                    return Some(*read.unwrap());
+                }
+                at_a.get(&1).await.unwrap().as_deref().copied()
+            })
+        };
+        let before = read(2);
+        gate.arrived(1).await;
+        let doubts = a.bus().unwrap().doubts;
+        let _ = at_b.set(1, 2).await.unwrap();
+        forge(&fleet.bus, "1 was set").await;
+        until("it is in doubt", || a.bus().unwrap().doubts > doubts).await;
+        let after = read(2);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        assert_eq!(soon(before).await.unwrap(), Some(1), "it came before");
+        assert_eq!(soon(after).await.unwrap(), Some(2), "it loads: {loads}");
     }
 }

@@ -1,11 +1,12 @@
 -- Makes a value stale in place and voids the lease on it; a placeholder that carries no minimum
--- version is removed.
+-- version is removed, and so is what cannot be read: it may be an entry of another release, which
+-- that one would go on serving.
 -- KEYS[1]  the entry
 -- ARGV     when that was, for those who count its grace (8 bytes)
--- Returns  1 if there was an entry, else 0
+-- Returns  1 if there was anything, else 0
 local header, failed = header_of(KEYS[1])
 if failed then return failed end
-if not header then return 0 end
+if not header then return redis.call('DEL', KEYS[1]) end
 if version_of(header) == NONE and not has_value(KEYS[1]) then
   redis.call('DEL', KEYS[1])
   return 1

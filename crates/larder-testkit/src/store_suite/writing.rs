@@ -114,6 +114,20 @@ pub async fn expire_removes_a_placeholder_and_adds_nothing(subject: &Subject) {
     assert_acquired_absent(&subject.lease(&held, token()).await);
 }
 
+/// It may be an entry of another release, which would go on serving it as fresh.
+pub async fn expire_removes_what_cannot_be_read(subject: &Subject) {
+    let mut later = subject.fresh("of a later release").to_vec();
+    later[4] += 1;
+    let keys = ["later", "foreign", "kept"].map(|name| subject.key(name));
+    let kept = subject.fresh("kept");
+    subject.set(&keys[0], &later.into()).await;
+    subject.set(&keys[1], &Bytes::from_static(b"hello")).await;
+    subject.set(&keys[2], &kept).await;
+    let expired = subject.store.expire(&keys[..2], subject.now()).await;
+    ok("expire", expired);
+    assert_eq!(subject.get(&keys).await, [None, None, Some(kept)]);
+}
+
 /// `delete` removes what is named, whatever it is, and nothing else.
 pub async fn delete_removes_values_and_leases(subject: &Subject) {
     let keys = ["fresh", "stale", "held", "absent", "kept"].map(|name| subject.key(name));
@@ -178,13 +192,10 @@ pub async fn extreme_times_are_taken(subject: &Subject) {
         .set_for(&brief, &value, Duration::from_nanos(1))
         .await;
     let holder = token();
-    assert_acquired_absent(
-        &subject
-            .lease_with(&leased, &subject.request(holder, Duration::MAX))
-            .await,
-    );
+    let for_ever = |token| subject.request(token, Duration::MAX);
+    assert_acquired_absent(&subject.lease_with(&leased, &for_ever(holder)).await);
     assert_eq!(
-        subject.lease(&leased, token()).await,
+        subject.lease_with(&leased, &for_ever(token())).await,
         Leased::Held { stale: None }
     );
     subject.pass(SHORT);
@@ -195,7 +206,7 @@ pub async fn extreme_times_are_taken(subject: &Subject) {
         .await;
     assert_eq!(subject.raw(&ever).await, Some(value.clone()));
     assert_eq!(
-        subject.lease(&leased, token()).await,
+        subject.lease_with(&leased, &for_ever(token())).await,
         Leased::Held { stale: None }
     );
     let fill = Fill {

@@ -58,6 +58,7 @@ enum Flaw {
     ExpireRefreshes,
     ExpireGoesByTheClock,
     ExpireKeepsPlaceholders,
+    ExpireKeepsWhatItCannotRead,
     DeletesOnlyValues,
     IgnoresTimesToLive,
     ErrsOnLongTimes,
@@ -343,6 +344,9 @@ impl Store for Broken {
                 if self.is(Flaw::ExpireKeepsPlaceholders) && raw.len() == Header::LEN {
                     continue;
                 }
+                if self.is(Flaw::ExpireKeepsWhatItCannotRead) && before.is_none() {
+                    continue;
+                }
                 self.store.expire(std::slice::from_ref(key), wall).await?;
                 match before {
                     Some(header)
@@ -599,6 +603,7 @@ crate::finds! {
     expire_never_makes_a_value_fresher: ExpireRefreshes;
     what_is_expired_is_stale_by_every_clock: ExpireGoesByTheClock;
     expire_removes_a_placeholder_and_adds_nothing: ExpireKeepsPlaceholders;
+    expire_removes_what_cannot_be_read: ExpireKeepsWhatItCannotRead;
     delete_removes_values_and_leases: DeletesOnlyValues DeleteKeepsLeases;
     a_value_is_gone_when_its_time_to_live_is_over: IgnoresTimesToLive;
     extreme_times_are_taken: ErrsOnLongTimes;
