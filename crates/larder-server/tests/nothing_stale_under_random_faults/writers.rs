@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use std::collections::BTreeSet;
-
 use fastrand::Rng;
 use larder::Invalidation;
 use larder_testkit::NoAnswer;
@@ -21,40 +19,27 @@ enum Way {
     Feed(Option<Invalidation>),
 }
 
-/// What entries of a row there may be that were not told of for certain: their tags, and whether
-/// one of them says that there is no such row, which has no tags.
+/// A row, and what it was made last.
 struct Past {
     row: Row,
     category: i32,
-    categories: BTreeSet<i32>,
-    was_absent: bool,
 }
 
 impl Past {
-    /// Of a row that is as it was made at first.
     fn new(row: Row) -> Self {
-        let category = row.id % CATEGORIES;
         Self {
             row,
-            category,
-            categories: [category].into(),
-            was_absent: false,
+            category: row.id % CATEGORIES,
         }
     }
+}
 
-    fn add(&mut self, change: Change) {
-        self.category = change.category;
-        match change.state {
-            State::Present => drop(self.categories.insert(change.category)),
-            State::Absent => self.was_absent = true,
-        }
-    }
-
-    /// All that went before is gone for certain.
-    fn forget(&mut self, change: Change) {
-        self.categories.clear();
-        self.was_absent = false;
-        self.add(change);
+/// Whether a row is deleted at times. The others can be told by their tags.
+fn can_go(row: Row) -> bool {
+    match row.table {
+        Table::Item => row.id % 2 == 1,
+        Table::Keyed => true,
+        Table::Tagged | Table::Lagging => false,
     }
 }
 
@@ -89,11 +74,6 @@ impl Check {
         let all = Row::all().into_iter().enumerate();
         let mine = all.filter(|(at, _)| at % writers == writer);
         let mut mine: Vec<Past> = mine.map(|(_, row)| Past::new(row)).collect();
-        // What was before this cycle is told again in full: another writer's notes are not ours.
-        for past in &mut mine {
-            past.categories = (0..CATEGORIES).collect();
-            past.was_absent = true;
-        }
         let mut change = 0;
         while self.goes_on(&self.writing) {
             let past = match rush {
@@ -108,7 +88,7 @@ impl Check {
 
     async fn write(&self, past: &mut Past, rng: &mut Rng) {
         let change = self.choose(past, rng);
-        past.add(change);
+        past.category = change.category;
         let way = way(past, change, rng);
         let told_in = match &way {
             Way::Feed(told) => told.as_ref(),
@@ -130,20 +110,14 @@ impl Check {
         while !self.has_failed() {
             match self.tell(change, &way, rng).await {
                 Outcome::Unknown => way = again(past, change, rng),
-                Outcome::Queued => return,
-                Outcome::Acked => {
-                    if matches!(way, Way::Line(_, Reach::Dependents)) {
-                        past.forget(change);
-                    }
-                    return;
-                }
+                Outcome::Acked | Outcome::Queued => return,
             }
         }
     }
 
     fn choose(&self, past: &Past, rng: &mut Rng) -> Change {
         let row = past.row;
-        let can_go = matches!(row.table, Table::Item | Table::Keyed);
+        let can_go = can_go(row);
         let (version, state) = self.facts().begin(row, |before| match before {
             State::Present if can_go && rng.u8(0..8) == 0 => State::Absent,
             State::Absent if rng.bool() => State::Absent,
@@ -291,9 +265,13 @@ fn again(past: &Past, change: Change, rng: &mut Rng) -> Way {
     }
     match rng.u8(0..20) {
         0..4 => Way::Line(format!("expire {id}"), Reach::Itself),
-        4..9 if !past.was_absent => {
-            let tags = past.categories.iter();
-            let tags: Vec<_> = tags.map(|tag| tag_of(Table::Item, *tag)).collect();
+        // No tag reaches an entry that says that there is no such row.
+        4..9 if !can_go(past.row) => {
+            // A process that has not heard yet of what others told may hold the row as it was under
+            // any category that it had, and has to drop it at once if it is the one that is told.
+            let tags: Vec<_> = (0..CATEGORIES)
+                .map(|tag| tag_of(Table::Item, tag))
+                .collect();
             line(format!("tags {}", tags.join(",")))
         }
         _ => whole(change, rng),
