@@ -60,12 +60,10 @@ pub(crate) enum Frames {
 }
 
 struct Shared {
-    server: SocketAddr,
+    server: Arc<RedisServer>,
     frames: Frames,
     /// By the hash of a script of this release, that of the same script of the next one.
     hashes: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
-    /// Who tells the hash of a script.
-    teach: Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>,
     written: AtomicU64,
     read: AtomicU64,
 }
@@ -74,12 +72,10 @@ impl NextRelease {
     pub(crate) async fn start(server: &Arc<RedisServer>, frames: Frames) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let teacher = Arc::clone(server);
         let shared = Arc::new(Shared {
-            server: server.address(),
+            server: Arc::clone(server),
             frames,
             hashes: Mutex::default(),
-            teach: Box::new(move |code| hash_of(&teacher, code)),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
         });
@@ -121,7 +117,7 @@ fn hash_of(server: &RedisServer, code: &[u8]) -> Vec<u8> {
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
-        let Ok(server) = TcpStream::connect(shared.server).await else {
+        let Ok(server) = TcpStream::connect(shared.server.address()).await else {
             continue;
         };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -199,7 +195,7 @@ impl Shared {
 
     fn learn(&self, code: &[u8]) -> Vec<u8> {
         let next = rewritten(std::str::from_utf8(code).unwrap(), self.frames).into_bytes();
-        let (here, there) = ((self.teach)(code), (self.teach)(&next));
+        let (here, there) = (hash_of(&self.server, code), hash_of(&self.server, &next));
         self.hashes.lock().unwrap().insert(here, there);
         next
     }
