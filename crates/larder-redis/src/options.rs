@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisResult,
+};
 
 use crate::error::ConfigError;
 
@@ -67,7 +69,16 @@ pub(crate) struct Plan {
     /// Host and port, or the path of a socket: what messages call the server.
     pub(crate) place: Box<str>,
     pub(crate) database: i64,
+    pub(crate) tracking: Tracking,
     pub(crate) options: RedisOptions,
+}
+
+/// Which of the keys that a connection reads the server watches for it (`CLIENT TRACKING`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tracking {
+    Off,
+    /// Those that it asks for, each time.
+    OptIn,
 }
 
 impl Plan {
@@ -88,8 +99,29 @@ impl Plan {
             config,
             place,
             database,
+            tracking: Tracking::Off,
             options,
         })
+    }
+
+    /// The same server over a connection on which it watches keys.
+    pub(crate) fn tracking(&self, tracking: Tracking) -> Self {
+        Self {
+            client: self.client.clone(),
+            config: self.config.clone(),
+            place: self.place.clone(),
+            database: self.database,
+            tracking,
+            options: self.options.clone(),
+        }
+    }
+
+    /// A client that speaks RESP3, in which a server pushes.
+    pub(crate) fn pushing_client(&self) -> RedisResult<Client> {
+        let info = self.client.get_connection_info().clone();
+        let settings = info.redis_settings().clone();
+        let settings = settings.set_protocol(ProtocolVersion::RESP3);
+        Client::open(info.set_redis_settings(settings))
     }
 }
 
