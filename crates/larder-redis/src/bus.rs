@@ -9,13 +9,14 @@ use redis::Value;
 
 use crate::connection::Connection;
 use crate::error::ConfigError;
-use crate::options::{Plan, RedisOptions};
+use crate::options::{Plan, RedisOptions, Tracking};
 use crate::reply::Replies;
 use crate::scripts::{BUS_BEAT, BUS_PUBLISH, BUS_REPLAY, Call, Lua, Repeat};
 use subscriber::Subscriber;
 
 mod frame;
 mod subscriber;
+mod tracker;
 mod wire;
 
 /// A Redis or Valkey server as a [`Backplane`]: pub/sub tells the listeners, a stream is the journal.
@@ -120,10 +121,24 @@ impl RedisBus {
         let journal_messages = self.connection.plan().options.journal_messages;
         let arguments = |call: &mut Call| {
             let call = call.keys(&names.keys());
-            call.arg(&*names.channel).arg(message).arg(&incarnation);
+            call.arg(self.told_on(&names))
+                .arg(message)
+                .arg(&incarnation);
             call.arg(journal_messages).arg(JOURNAL_BYTES);
         };
         self.position(self.run(&BUS_PUBLISH, message.len(), arguments).await?)
+    }
+
+    fn is_watching(&self) -> bool {
+        self.connection.plan().tracking == Tracking::All
+    }
+
+    /// The channel that scripts publish to; empty where nobody subscribes.
+    fn told_on<'n>(&self, names: &'n Names) -> &'n [u8] {
+        match self.is_watching() {
+            true => b"",
+            false => &names.channel,
+        }
     }
 
     async fn tell_position(&self, channel: &str, message: &[u8]) -> StoreResult<Position> {
@@ -132,12 +147,17 @@ impl RedisBus {
         let incarnation = fresh_incarnation();
         let arguments = |call: &mut Call| {
             let call = call.keys(&names.keys());
-            call.arg(&*names.channel).arg(message).arg(&incarnation);
+            call.arg(self.told_on(&names))
+                .arg(message)
+                .arg(&incarnation);
         };
         self.position(self.run(&BUS_BEAT, message.len(), arguments).await?)
     }
 
     async fn hear(&self, channel: &str, notify: &mut (dyn FnMut(Notice) + Send)) -> StoreError {
+        if self.is_watching() {
+            return self.track(channel, notify).await;
+        }
         let names = self.names(channel);
         match Subscriber::open(self.connection.plan(), &names).await {
             Ok(mut subscriber) => {
@@ -267,7 +287,12 @@ impl Backplane for RedisBus {
         channel: &'a str,
         message: Bytes,
     ) -> BoxFuture<'a, StoreResult<Position>> {
-        Box::pin(async move { self.publish_numbered(channel, &message).await })
+        Box::pin(async move {
+            if self.is_watching() {
+                return self.publish_watched(channel, message).await;
+            }
+            self.publish_numbered(channel, &message).await
+        })
     }
 
     fn beat<'a>(
@@ -275,7 +300,12 @@ impl Backplane for RedisBus {
         channel: &'a str,
         message: Bytes,
     ) -> BoxFuture<'a, StoreResult<Position>> {
-        Box::pin(async move { self.tell_position(channel, &message).await })
+        Box::pin(async move {
+            if self.is_watching() {
+                return self.beat_watched(channel, message).await;
+            }
+            self.tell_position(channel, &message).await
+        })
     }
 
     fn listen<'a>(

@@ -48,5 +48,5 @@ mod watch;
 
 pub use bus::RedisBus;
 pub use error::ConfigError;
-pub use options::RedisOptions;
+pub use options::{BusKind, RedisOptions};
 pub use store::Redis;

@@ -146,8 +146,10 @@ async fn connect(
     if pushes.is_some() {
         let track = commands.cmd("CLIENT").arg("TRACKING").arg("ON");
         match plan.tracking {
-            Tracking::Off => {}
             Tracking::OptIn => drop(track.arg("OPTIN")),
+            // Not NOLOOP: with it a connection is not told either of what the server evicts or
+            // forgets while it carries out a command of that connection.
+            Tracking::Off | Tracking::All => {}
         }
     }
     commands.cmd("CLIENT").arg("INFO");

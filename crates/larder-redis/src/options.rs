@@ -41,6 +41,27 @@ pub struct RedisOptions {
     /// How many messages the journal of a bus keeps, some more at times. Whoever was away for more
     /// of them has to ask for everything anew. Default 100,000, at most 10,000,000.
     pub journal_messages: u32,
+    /// How the bus tells. All processes of a namespace should use the same. Default
+    /// [`BusKind::PubSub`].
+    pub bus: BusKind,
+}
+
+/// How a bus on Redis tells its listeners. Messages are numbered and journalled in the same way, so
+/// that processes of both kinds lose nothing to each other; those with `PubSub` hear of the others at
+/// the next beat only, up to a second later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BusKind {
+    /// Messages are published to a channel. Each listener has a connection of its own.
+    #[default]
+    PubSub,
+    /// The server watches what the connection of the tier reads (`CLIENT TRACKING`, Redis 7 or
+    /// Valkey), and pushes the keys that anybody changes: other processes, `redis-cli`, programs in
+    /// other languages, evictions. Needs no channel and no second connection.
+    ///
+    /// The server remembers up to `tracking-table-max-keys` keys that its clients have read, a million
+    /// by default; beyond that it forgets some and says so, which costs hits.
+    Tracking,
 }
 
 impl Default for RedisOptions {
@@ -52,6 +73,7 @@ impl Default for RedisOptions {
             max_in_flight: 4_096,
             max_value_bytes: 16 << 20,
             journal_messages: 100_000,
+            bus: BusKind::default(),
         }
     }
 }
@@ -79,6 +101,8 @@ pub(crate) enum Tracking {
     Off,
     /// Those that it asks for, each time.
     OptIn,
+    /// All, until somebody else changes them.
+    All,
 }
 
 impl Plan {
@@ -99,7 +123,10 @@ impl Plan {
             config,
             place,
             database,
-            tracking: Tracking::Off,
+            tracking: match options.bus {
+                BusKind::PubSub => Tracking::Off,
+                BusKind::Tracking => Tracking::All,
+            },
             options,
         })
     }

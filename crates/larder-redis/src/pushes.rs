@@ -1,9 +1,9 @@
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use larder::store::{StoreError, StoreResult};
+use larder::store::{Position, StoreError, StoreResult};
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
 
@@ -24,6 +24,7 @@ struct State {
     ended: bool,
     waits: HashMap<Bytes, Vec<Arc<Notify>>>,
     waited: usize,
+    listeners: Vec<Arc<Listener>>,
 }
 
 /// How many keys may be waited for at once on one connection.
@@ -44,7 +45,11 @@ impl Pushes {
             PushKind::Invalidate => match push.data.into_iter().next() {
                 Some(Value::Array(keys)) => self.changed(&keys),
                 // Everything is gone; or this cannot be read, and may mean anything.
-                _ => self.lock().wake_all(),
+                _ => {
+                    let state = self.lock();
+                    state.wake_all();
+                    state.tell(&Told::Emptied);
+                }
             },
             PushKind::Disconnection => self.end(),
             _ => {}
@@ -59,6 +64,26 @@ impl Pushes {
         let mut state = self.lock();
         state.ended = true;
         state.wake_all();
+        state.tell(&Told::Ended);
+    }
+
+    /// From now on everything is told that is pushed.
+    pub(crate) fn listen(self: &Arc<Self>) -> StoreResult<Listening> {
+        let mut state = self.lock();
+        if state.ended {
+            return Err(StoreError::unavailable("the connection has ended"));
+        }
+        let listener = Arc::new(Listener::default());
+        state.listeners.push(Arc::clone(&listener));
+        Ok(Listening {
+            pushes: Arc::clone(self),
+            listener,
+        })
+    }
+
+    /// Tells the listeners something in its place among what is pushed.
+    pub(crate) fn tell(&self, told: &Told) {
+        self.lock().tell(told);
     }
 
     /// Registers a wait for a change of one of the keys.
@@ -87,8 +112,16 @@ impl Pushes {
         let state = self.lock();
         for key in keys {
             match key {
-                Value::BulkString(key) => state.wake(key),
-                _ => state.wake_all(),
+                Value::BulkString(key) => {
+                    state.wake(key);
+                    if !state.listeners.is_empty() {
+                        state.tell(&Told::Changed(Bytes::copy_from_slice(key)));
+                    }
+                }
+                _ => {
+                    state.wake_all();
+                    state.tell(&Told::Emptied);
+                }
             }
         }
     }
@@ -104,6 +137,12 @@ impl State {
         for told in self.waits.get(key).into_iter().flatten() {
             told.notify_one();
         }
+    }
+
+    fn tell(&self, told: &Told) {
+        self.listeners
+            .iter()
+            .for_each(|listener| listener.tell(told));
     }
 
     fn wake_all(&self) {
@@ -144,6 +183,114 @@ impl Drop for Wait<'_> {
                 waits.remove();
             }
         }
+    }
+}
+
+/// What a listener is told, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Somebody changed this key.
+    Changed(Bytes),
+    /// Every key is gone.
+    Emptied,
+    /// More was told than is kept. Any key may have changed.
+    TooMuch,
+    /// A message went out on this connection.
+    Published {
+        channel: Box<str>,
+        position: Position,
+        message: Bytes,
+    },
+    /// So much was known of a channel when everything before this had been told.
+    Beat {
+        channel: Box<str>,
+        position: Position,
+        message: Bytes,
+    },
+    /// The connection has ended.
+    Ended,
+}
+
+impl Told {
+    fn bytes(&self) -> usize {
+        let own = match self {
+            Self::Changed(key) => key.len(),
+            Self::Published { message, .. } | Self::Beat { message, .. } => message.len(),
+            Self::Emptied | Self::TooMuch | Self::Ended => 0,
+        };
+        own + size_of::<Self>()
+    }
+}
+
+/// How many bytes of what was told wait for a listener.
+const MAX_UNHEARD_BYTES: usize = 16 << 20;
+
+#[derive(Default)]
+struct Listener {
+    unheard: Mutex<Unheard>,
+    more: Notify,
+}
+
+#[derive(Default)]
+struct Unheard {
+    told: VecDeque<Told>,
+    bytes: usize,
+}
+
+impl Listener {
+    fn lock(&self) -> MutexGuard<'_, Unheard> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, told: &Told) {
+        let mut unheard = self.lock();
+        if unheard.bytes + told.bytes() > MAX_UNHEARD_BYTES {
+            unheard.told.clear();
+            unheard.bytes = 0;
+            unheard.push(Told::TooMuch);
+        }
+        unheard.push(told.clone());
+        self.more.notify_one();
+    }
+}
+
+impl Unheard {
+    fn push(&mut self, told: Told) {
+        self.bytes += told.bytes();
+        self.told.push_back(told);
+    }
+
+    fn pop(&mut self) -> Option<Told> {
+        let told = self.told.pop_front()?;
+        self.bytes -= told.bytes();
+        Some(told)
+    }
+}
+
+/// The right to be told. Dropped, nothing is kept any more.
+pub(crate) struct Listening {
+    pushes: Arc<Pushes>,
+    listener: Arc<Listener>,
+}
+
+impl Listening {
+    /// What was told next.
+    pub(crate) async fn next(&self) -> Told {
+        loop {
+            if let Some(told) = self.listener.lock().pop() {
+                return told;
+            }
+            self.listener.more.notified().await;
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut state = self.pushes.lock();
+        state
+            .listeners
+            .retain(|other| !Arc::ptr_eq(other, &self.listener));
     }
 }
 
@@ -234,5 +381,46 @@ mod tests {
             drop(waits);
             assert!(pushes.lock().waits.is_empty() && pushes.lock().waited == 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_told_all_in_order_and_nothing_from_before() {
+        let pushes = pushes();
+        pushes.hear(of_keys(&["before"])).unwrap();
+        let listening = pushes.listen().unwrap();
+        pushes.hear(of_keys(&["a", "b"])).unwrap();
+        let beat = Told::Beat {
+            channel: "c".into(),
+            position: Position::default(),
+            message: Bytes::new(),
+        };
+        pushes.tell(&beat);
+        pushes.hear(invalidate(vec![Value::Nil])).unwrap();
+        pushes.end();
+        let [a, b] = ["a", "b"].map(|key| Told::Changed(key.into()));
+        for told in [a, b, beat, Told::Emptied, Told::Ended] {
+            assert_eq!(listening.next().await, told);
+        }
+        drop(listening);
+        assert!(pushes.lock().listeners.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_falls_behind_is_told_so_and_then_what_follows() {
+        let pushes = pushes();
+        let listening = pushes.listen().unwrap();
+        let long = "k".repeat(1 << 20);
+        for _ in 0..40 {
+            pushes.hear(of_keys(&[&long])).unwrap();
+        }
+        pushes.hear(of_keys(&["last"])).unwrap();
+        assert!(listening.listener.lock().bytes <= MAX_UNHEARD_BYTES);
+        assert_eq!(listening.next().await, Told::TooMuch);
+        let mut last = listening.next().await;
+        while last == Told::Changed(long.clone().into()) {
+            last = listening.next().await;
+        }
+        assert_eq!(last, Told::Changed("last".into()));
+        assert_eq!(listening.listener.lock().bytes, 0);
     }
 }
