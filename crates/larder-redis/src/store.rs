@@ -24,6 +24,7 @@ use crate::misses::{First, Misses};
 use crate::options::{Plan, RedisOptions};
 use crate::reply::{Moved, Replies, is_not_available, moved};
 use crate::scripts::{Call, ENLIST, EXPIRE, FILL, LEASE, RELEASE, Repeat, SET};
+use crate::watch::Watch;
 
 /// A Redis or Valkey server as a [`Store`].
 ///
@@ -32,6 +33,7 @@ use crate::scripts::{Call, ENLIST, EXPIRE, FILL, LEASE, RELEASE, Repeat, SET};
 /// until it is back, never of [`Redis::new`].
 pub struct Redis {
     connection: Arc<Connection>,
+    watch: Watch,
     max_value_bytes: usize,
     misses: Misses,
 }
@@ -49,8 +51,10 @@ impl Redis {
     /// The same with other options.
     pub fn with_options(url: &str, options: RedisOptions) -> Result<Self, ConfigError> {
         let max_value_bytes = options.max_value_bytes;
+        let plan = Plan::new(url, options)?;
         Ok(Self {
-            connection: Arc::new(Connection::new(Plan::new(url, options)?)),
+            watch: Watch::new(&plan),
+            connection: Arc::new(Connection::new(plan)),
             max_value_bytes,
             misses: Misses::new(),
         })
@@ -354,10 +358,10 @@ impl Redis {
         message: &[u8],
     ) -> StoreResult<Position> {
         let in_steps = || StoreError::unsupported("this has to be done one step after the other");
-        if keys.is_empty() || keys.len() > BATCH_COMMANDS {
+        let bus = RedisBus::sharing(Arc::clone(&self.connection));
+        if keys.is_empty() || keys.len() > BATCH_COMMANDS || bus.is_watching() {
             return Err(in_steps());
         }
-        let bus = RedisBus::sharing(Arc::clone(&self.connection));
         let publish = bus.to_publish(channel, message)?;
         let mut commands = move_on(counter).to_vec();
         commands.push(removal("UNLINK", keys.iter().map(|key| &**key)));
@@ -533,6 +537,10 @@ impl Store for Redis {
         Box::pin(self.note_member(record, member, keep))
     }
 
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.watch.until_changed(keys))
+    }
+
     fn backplane(&self) -> Option<Arc<dyn Backplane>> {
         Some(Arc::new(RedisBus::sharing(Arc::clone(&self.connection))))
     }
@@ -548,6 +556,7 @@ impl Store for Redis {
     fn close(&self) -> BoxFuture<'_, StoreResult<()>> {
         Box::pin(async {
             self.connection.close();
+            self.watch.close();
             Ok(())
         })
     }

@@ -28,6 +28,7 @@ mod releasing;
 mod sweeping;
 mod tagging;
 mod versioning;
+mod waking;
 mod whole;
 mod writing;
 
@@ -40,6 +41,7 @@ pub use releasing::*;
 pub use sweeping::*;
 pub use tagging::*;
 pub use versioning::*;
+pub use waking::*;
 pub use whole::*;
 pub use writing::*;
 
@@ -85,6 +87,13 @@ macro_rules! store_suite {
             one_of_many_concurrent_readers_gets_the_lease
             a_lease_ends_when_its_time_is_over
             a_lease_neither_prolongs_nor_shortens_a_stale_value
+            // Waiting for the end of a lease
+            a_wait_ends_with_whatever_ends_the_lease
+            a_wait_for_a_lease_that_is_gone_ends_at_once
+            a_wait_for_a_lease_that_stands_takes_a_while
+            a_wait_ends_with_the_time_of_the_lease
+            no_end_of_a_lease_is_missed
+            a_dropped_wait_leaves_nothing_behind
             // Filling
             a_fill_with_the_token_is_stored_and_ends_the_lease
             a_fill_without_the_token_is_refused

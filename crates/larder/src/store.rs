@@ -167,6 +167,26 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         keep: Duration,
     ) -> BoxFuture<'a, StoreResult<Vec<u32>>>;
 
+    /// Waits until one of the keys, on each of which somebody else held a lease when it was last
+    /// read, may have changed: the lease was filled, given back, voided or ended.
+    ///
+    /// No change is missed: a key whose lease is gone when the wait begins ends it at once. It may
+    /// end without a reason, too, so the caller reads the keys again; but a store that ends every
+    /// wait at once makes its callers ask in a circle. Where nobody can tell that the owner of a
+    /// lease died, the wait ends with the time of that lease.
+    ///
+    /// Dropping the future ends the wait and leaves nothing behind. How many keys are waited for at
+    /// once is bounded; beyond that, and where the wait cannot go on, it is an error. A store that
+    /// has no such operation answers [`StoreError::unsupported`], and its callers ask now and then.
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        let _ = keys;
+        Box::pin(async {
+            Err(StoreError::unsupported(
+                "the store does not tell of changes",
+            ))
+        })
+    }
+
     /// The bus that comes with this store, if there is one; the engine uses it unless it was given
     /// another one.
     fn backplane(&self) -> Option<Arc<dyn Backplane>> {

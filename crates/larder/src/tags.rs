@@ -278,6 +278,11 @@ pub(crate) mod name {
         name.starts_with("k:")
     }
 
+    /// Whether it is the name of a tag that was given, of a cache, or of a group.
+    pub(crate) fn is_of_many(name: &str) -> bool {
+        ["t:", "c:", "g:"].iter().any(|kind| name.starts_with(kind))
+    }
+
     /// An error, as a sentence, for what cannot be a tag.
     pub(crate) fn check(tag: &str) -> Result<(), String> {
         match tag.len() {

@@ -252,6 +252,12 @@ impl Tier {
         self.ask(budget, self.store.release(keys, token)).await
     }
 
+    /// Waits until the lease of somebody else on one of the keys may be gone; `false` if the store
+    /// cannot tell. Nothing is learned from how it went: the next operation finds out.
+    pub(crate) async fn changed(&self, keys: &[Bytes]) -> bool {
+        !self.open.load(Relaxed) && self.store.changed(keys).await.is_ok()
+    }
+
     /// Gives a lease back that nobody waits for any more. A tier that cannot be told is out of use
     /// until the key has been removed from it, or else readers would wait for somebody who has
     /// gone. A lease that the store does not want to give up ends by itself.

@@ -2,7 +2,7 @@
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,6 +66,13 @@ enum Flaw {
     SweepsByPattern,
     SweepsAThousand,
     MiscountsSweeps,
+    NeverWakes,
+    WatchesOneKey,
+    ListensWithoutALook,
+    LooksAndThenListens,
+    WakesAlways,
+    WaitsPastTheLease,
+    CountsDroppedWaits,
     HasNoName,
     BreaksWhenDropped,
 }
@@ -76,6 +83,7 @@ struct Broken {
     flaw: Flaw,
     /// Set while an operation of a store that breaks when dropped is under way.
     busy: AtomicBool,
+    waited: AtomicUsize,
 }
 
 /// As long as no test runs.
@@ -443,12 +451,60 @@ impl Store for Broken {
         self.store.enlist(record, member, keep)
     }
 
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            match self.flaw {
+                Flaw::NeverWakes => std::future::pending().await,
+                Flaw::WatchesOneKey => self.store.changed(&keys[..1]).await,
+                Flaw::ListensWithoutALook => self.written_to(keys).await,
+                Flaw::LooksAndThenListens if self.all_leased(keys).await => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    self.written_to(keys).await
+                }
+                Flaw::WaitsPastTheLease if self.all_leased(keys).await => {
+                    self.written_to(keys).await
+                }
+                Flaw::WakesAlways => Ok(()),
+                Flaw::CountsDroppedWaits => {
+                    let waited = self.waited.fetch_add(keys.len(), Ordering::SeqCst);
+                    if waited > 10_000 {
+                        return Err(StoreError::unavailable("too many wait"));
+                    }
+                    let changed = self.store.changed(keys).await;
+                    self.waited.fetch_sub(keys.len(), Ordering::SeqCst);
+                    changed
+                }
+                _ => self.store.changed(keys).await,
+            }
+        })
+    }
+
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
         self.store.ping()
     }
 }
 
 impl Broken {
+    /// Whether each of the keys carries a lease, whatever its time.
+    async fn all_leased(&self, keys: &[Bytes]) -> bool {
+        for key in keys {
+            let header = self.header(key).await;
+            if header.and_then(|header| header.lease).is_none() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until one of the keys holds something else than now.
+    async fn written_to(&self, keys: &[Bytes]) -> StoreResult<()> {
+        let before = self.store.get(keys, usize::MAX).await?;
+        while self.store.get(keys, usize::MAX).await? == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
     async fn fill_one(&self, fill: &Fill) -> StoreResult<Filled> {
         let fill = Fill {
             key: self.key(&fill.key),
@@ -549,6 +605,7 @@ fn open(flaw: Flaw) -> impl FnOnce() -> Ready<Subject> {
             store: MemoryStore::new(clock.clone()),
             flaw,
             busy: AtomicBool::new(false),
+            waited: AtomicUsize::new(0),
         };
         ready(Subject::new(Arc::new(store)).with_clock(clock))
     }
@@ -582,6 +639,13 @@ crate::finds! {
     one_of_many_concurrent_readers_gets_the_lease: LeaseIsNotAtomic EveryoneAcquires;
     a_lease_ends_when_its_time_is_over: LeasesNeverEnd;
     a_lease_neither_prolongs_nor_shortens_a_stale_value: LeasesShortenValues LeasesProlongValues;
+    // Waiting for the end of a lease
+    a_wait_ends_with_whatever_ends_the_lease: NeverWakes WatchesOneKey;
+    a_wait_for_a_lease_that_is_gone_ends_at_once: ListensWithoutALook WatchesOneKey;
+    a_wait_for_a_lease_that_stands_takes_a_while: WakesAlways;
+    a_wait_ends_with_the_time_of_the_lease: WaitsPastTheLease;
+    no_end_of_a_lease_is_missed: LooksAndThenListens;
+    a_dropped_wait_leaves_nothing_behind: CountsDroppedWaits;
     // Filling
     a_fill_with_the_token_is_stored_and_ends_the_lease: FillKeepsTheToken;
     a_fill_without_the_token_is_refused: FillIgnoresTheToken;

@@ -12,6 +12,7 @@ use crate::clock::Millis;
 use crate::courier::Errand;
 use crate::glob::Glob;
 use crate::invalidation::Why;
+use crate::key;
 use crate::larder::Shared;
 use crate::minimum::Minimum;
 use crate::registry::{AnyCache, Heard, Home};
@@ -123,6 +124,39 @@ impl Shared {
             Item::Version { cache, version } => {
                 self.note_version(cache, *version);
             }
+        }
+    }
+
+    /// Does what a changed key of the shared tier asks for. Keys that this process never reads say
+    /// nothing; what it cannot tell apart is not among those it reads.
+    pub(crate) fn apply_change(self: &Arc<Self>, key: &Bytes) {
+        let Some(name) = key.strip_prefix(&self.records.namespace()[..]) else {
+            return;
+        };
+        if let Some(record) = name.strip_prefix(b"~") {
+            return self.apply_changed_record(record);
+        }
+        let Some((cache, version, key_at)) = key::taken_apart(name) else {
+            return;
+        };
+        let Some(cache) = self.find(cache).filter(|cache| cache.version() == version) else {
+            return;
+        };
+        if cache.lives().0 == Home::AboveTiers {
+            let key = key.slice(key.len() - name.len() + key_at..);
+            self.forget_heard(&cache, &key, &[version], Why::Invalidated);
+        }
+    }
+
+    /// A record that changed has another version, or none: entries that carry the old one go. It may
+    /// have been prolonged only; they are found again below.
+    fn apply_changed_record(&self, record: &[u8]) {
+        let name = key::unescape(record).and_then(|name| String::from_utf8(name).ok());
+        match name.as_deref() {
+            Some(tag) if name::is_of_key(tag) => self.tags.invalidate_if_carried(tag),
+            Some(tag) if name::is_of_many(tag) => self.tags.invalidate(tag),
+            // The counter, schema versions, the bus itself.
+            _ => {}
         }
     }
 

@@ -75,6 +75,7 @@ struct Counters {
     distrusts: AtomicU64,
     doubts: AtomicU64,
     replayed: AtomicU64,
+    changed: AtomicU64,
 }
 
 /// How the bus is, and what it brought, since the larder was built. All counts are totals.
@@ -104,6 +105,8 @@ pub struct BusStats {
     pub duplicates: u64,
     /// Messages that were made up for from the journal.
     pub replayed: u64,
+    /// Keys of the shared tier that somebody changed, on a bus that tells of them.
+    pub changed: u64,
     /// How often the bus ceased to be healthy.
     pub distrusts: u64,
     /// How often something may have been missed for good, so that memory was looked up anew.
@@ -166,6 +169,7 @@ impl Member {
             missing: of(&counters.missing),
             duplicates: of(&counters.duplicates),
             replayed: of(&counters.replayed),
+            changed: of(&counters.changed),
             distrusts: of(&counters.distrusts),
             doubts: of(&counters.doubts),
             unsent,
@@ -562,6 +566,19 @@ impl Ear {
             Notice::Unreadable => {
                 counters.unreadable.fetch_add(1, Relaxed);
                 shared.step(bus, Event::Unreadable { position: None }, None);
+            }
+            Notice::Watching => {
+                counters.doubts.fetch_add(1, Relaxed);
+                shared.epochs().doubt();
+                shared.empty_private_tiers();
+            }
+            Notice::Changed { keys } => {
+                counters.changed.fetch_add(keys.len() as u64, Relaxed);
+                keys.iter().for_each(|key| shared.apply_change(key));
+            }
+            Notice::Emptied => {
+                counters.changed.fetch_add(1, Relaxed);
+                shared.apply(&Item::Everything);
             }
         }
     }
