@@ -19,7 +19,8 @@ mod subscriber;
 mod tracker;
 mod wire;
 
-/// A Redis or Valkey server as a [`Backplane`]: pub/sub tells the listeners, a stream is the journal.
+/// A Redis or Valkey server as a [`Backplane`]: pub/sub, or the server itself, tells the listeners, a
+/// stream is the journal.
 ///
 /// [`Redis`](crate::Redis) brings one along that shares its connection; this is for a bus on another
 /// server than the tier. Making one only checks the URL, and connections are made and healed as those
@@ -43,6 +44,14 @@ mod wire;
 /// is another one ([`Notice::Listening`] says 0), and a failover that loses messages is not noticed.
 /// Without the channel, or SUBSCRIBE, [`Backplane::listen`] returns an error that names what to grant.
 /// There is no bus without EVAL.
+///
+/// With [`BusKind::Tracking`](crate::BusKind::Tracking) there is no channel, and listening has no
+/// connection of its own: the server pushes what changes of that which was read on the connection of
+/// the commands. In place of `+publish +subscribe` and the channel, a user needs
+/// `+pttl +client|tracking`; without it [`Backplane::listen`] returns an error that says so. Beats are
+/// told to the listeners of this handle alone. What the server pushes is kept up to 16 MiB for a
+/// listener that does not keep up; beyond that it is told [`Notice::Watching`], as anything may have
+/// changed.
 ///
 /// A message is published again where the connection broke before the answer: it may be told twice.
 /// A server that is out of memory loses the journal and goes on numbering. Where it can tell

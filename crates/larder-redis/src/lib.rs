@@ -23,7 +23,7 @@
 //! - `misses`: whether a read asks plainly first, or for a lease at once;
 //! - `watch`: waiting until a key changes;
 //! - `bus`: [`RedisBus`], each operation of [`Backplane`](larder::backplane::Backplane), and the
-//!   connection that listens;
+//!   connection that listens, or what listens to the server's pushes in its place;
 //! - `command` and `reply`: what is sent, and what the answers mean;
 //! - `connection`: one connection for all callers that makes and heals itself;
 //! - `link`: a connection while it lasts, and the bound on what waits in it;

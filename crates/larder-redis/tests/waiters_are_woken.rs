@@ -1,13 +1,15 @@
 //! Who waits for another process's load is told when it ends, and does not ask again and again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "it says how long things took")]
 
 mod common;
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{calls, info};
+use common::{CLOCK, calls, info, median, since};
+use larder::clock::Clock;
 use larder::{Cache, Larder};
 use larder_redis::Redis;
 use larder_testkit::{Gate, LoadCounter, RedisServer, Reply};
@@ -70,11 +72,6 @@ fn reset(server: &RedisServer) {
     server.command(&["CONFIG", "RESETSTAT"]).unwrap();
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fill_wakes_those_who_wait_for_it() {
     let server = RedisServer::start().unwrap();
@@ -88,12 +85,12 @@ async fn a_fill_wakes_those_who_wait_for_it() {
         reset(&server);
         let readers: Vec<_> = (0..20).map(|_| waiter.ask(key, &loads, &gate)).collect();
         until_watched(&server, 1).await;
-        let opened = Instant::now();
+        let opened = CLOCK.monotonic();
         gate.open();
         for reader in readers {
             assert_eq!(reader.await.unwrap(), key);
         }
-        took.push(opened.elapsed());
+        took.push(since(opened));
         assert_eq!(load.await.unwrap(), key);
     }
     assert_eq!(loads.starts(), ROUNDS as usize);
@@ -115,11 +112,11 @@ async fn an_invalidation_wakes_them_to_load_by_themselves() {
         reset(&server);
         let reader = waiter.ask(key, &loads, &open);
         until_watched(&server, 1).await;
-        let invalidated = Instant::now();
+        let invalidated = CLOCK.monotonic();
         let receipt = owner.names.invalidate(&key).await.unwrap();
         assert!(receipt.is_acked());
         assert_eq!(reader.await.unwrap(), key);
-        took.push(invalidated.elapsed());
+        took.push(since(invalidated));
         closed.open();
         assert_eq!(load.await.unwrap(), key);
     }
@@ -142,7 +139,7 @@ async fn waiting_costs_a_few_commands() {
     until_watched(&server, KEYS).await;
     reset(&server);
     // Not to wait for anything: what it costs to wait for a second is the question.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    CLOCK.sleep(Duration::from_secs(1)).await;
     let commands = info(&server, "stats", "total_commands_processed");
     gate.open();
     for (key, reader) in (0..).zip(owned.into_iter().chain(readers)) {

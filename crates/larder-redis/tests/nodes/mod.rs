@@ -49,6 +49,8 @@ pub(crate) struct Place {
     pub(crate) ttl: u64,
     /// Whether it loads anew what nobody can be asked about.
     pub(crate) doubts_alone: bool,
+    /// Whether the server tells it itself what changed, in place of messages on a channel.
+    pub(crate) watching: bool,
 }
 
 impl Place {
@@ -61,6 +63,7 @@ impl Place {
             lease: 31_000,
             ttl: 3_600_000,
             doubts_alone: false,
+            watching: false,
         }
     }
 
@@ -102,6 +105,7 @@ impl Node {
             place.lease.to_string(),
             place.ttl.to_string(),
             place.doubts_alone.to_string(),
+            place.watching.to_string(),
         ];
         let process = Twin::start(node::TEST, &[(node::VARIABLE, &words.join(" , "))]).unwrap();
         let (socket, _) = tokio::time::timeout(PATIENCE, door.accept())

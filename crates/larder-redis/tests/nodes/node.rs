@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use larder::clock::{BoxFuture, Clock, Millis, SystemClock};
 use larder::{Cache, Isolation, Larder, Loaded, Read, Receipt, TierHealth, Token};
-use larder_redis::{Redis, RedisBus};
+use larder_redis::{BusKind, Redis, RedisBus, RedisOptions};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -60,16 +60,31 @@ fn a_node_ends_with_its_test() {
 
 async fn serve(words: &str) {
     let words: Vec<&str> = words.split(" , ").map(str::trim).collect();
-    let [test, database, redis, bus, skew, lease, ttl, doubts_alone] = words[..] else {
+    let [
+        test,
+        database,
+        redis,
+        bus,
+        skew,
+        lease,
+        ttl,
+        doubts_alone,
+        watching,
+    ] = words[..]
+    else {
         panic!("{words:?}");
     };
     let clock = SkewedClock {
         clock: SystemClock::new(),
         skew: skew.parse().unwrap(),
     };
+    let mut options = RedisOptions::default();
+    if watching == "true" {
+        options.bus = BusKind::Tracking;
+    }
     let builder = Larder::builder("t")
         .clock(Arc::new(clock))
-        .shared(Redis::new(redis).unwrap());
+        .shared(Redis::with_options(redis, options).unwrap());
     let builder = match bus {
         "" => builder,
         bus => builder.backplane(RedisBus::new(bus).unwrap()),
