@@ -6,11 +6,10 @@
 mod common;
 
 use std::io;
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use common::{calls, info};
-use larder::clock::{Clock, Millis, SystemClock};
+use common::{CLOCK, calls, info, median, since};
+use larder::clock::Clock;
 use larder::{Cache, Larder};
 use larder_redis::Redis;
 use larder_testkit::{Gate, LoadCounter, RedisServer, Reply};
@@ -71,18 +70,6 @@ async fn until_watched(server: &RedisServer, keys: u64) {
 
 fn reset(server: &RedisServer) {
     server.command(&["CONFIG", "RESETSTAT"]).unwrap();
-}
-
-/// The time of these tests.
-static CLOCK: LazyLock<SystemClock> = LazyLock::new(SystemClock::new);
-
-fn since(then: Millis) -> Duration {
-    Duration::from_millis(CLOCK.monotonic() - then)
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use common::{Faulty, faulty, found, healthy, ms, never, soon, until};
 use larder::backplane::{Backplane, LocalBus, Notice, Replay};
 use larder::clock::BoxFuture;
 use larder::store::{Position, StoreError, StoreResult};
-use larder::{Cache, Larder, Loaded, Read, Source, TierHealth};
+use larder::{Cache, Larder, Loaded, Read, Reason, Source, TierHealth};
 use larder_testkit::{ManualClock, Operation, larder_with};
 use tokio::sync::{broadcast, mpsc};
 
@@ -239,7 +239,7 @@ async fn what_was_read_before_the_watching_began_is_looked_up() {
     let reads = process.shared.begun(Operation::Get) + process.shared.begun(Operation::Lease);
     let reader = process.numbers.with(Read::new());
     let read = reader.get_or_load_explained(&1, |_| never()).await.unwrap();
-    assert_eq!(read.outcome.source, Source::Tier("memory-store".into()));
+    assert_eq!(read.outcome.reason, Reason::Confirmed);
     let asked = process.shared.begun(Operation::Get) + process.shared.begun(Operation::Lease);
     assert!(asked > reads);
 }

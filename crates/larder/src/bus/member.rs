@@ -157,9 +157,11 @@ impl Member {
     pub(crate) fn stats(&self, now: Millis, unsent: usize) -> BusStats {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
         let counters = &self.counters;
+        // By itself: whoever holds the protocol waits for what is borrowed here.
+        let healthy = self.progress.borrow().trusted;
         BusStats {
             name: self.backplane.name().to_owned(),
-            healthy: self.progress.borrow().trusted,
+            healthy,
             heard_ago: self.heard_ago(now),
             published: of(&counters.published),
             failed: of(&counters.failed),
