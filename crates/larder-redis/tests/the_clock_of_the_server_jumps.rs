@@ -11,10 +11,8 @@ mod nodes;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use fastrand::Rng;
 use larder::clock::{Clock, SystemClock};
 use larder::{Cache, Larder};
 use larder_redis::Redis;
@@ -252,120 +250,35 @@ async fn schema_versions_are_remembered_through_every_jump() {
     }
 }
 
-/// What readers and writers of both processes know.
-struct Table {
-    nodes: [Node; 2],
-    database: Database,
-    /// What was invalidated through the node before.
-    own: [Vec<AtomicU64>; 2],
-    over: AtomicBool,
-    reads: AtomicU64,
-    writes: AtomicU64,
-}
-
-const KEYS: usize = 8;
 /// Each offset is kept for so many writes.
 const WRITES: u64 = 150;
-
-impl Table {
-    /// Writes a row, says so in one of the ways there are, and reads it through both nodes.
-    async fn write(&self, key: usize, rng: &mut Rng, last: &str) -> String {
-        let name = format!("k{key}");
-        let version = self.database.write(&name);
-        let (at, tag) = (rng.usize(0..2), key % 2);
-        let what = match rng.u8(0..8) {
-            // What was set has no tags.
-            0 if !last.starts_with("set") => format!("tag g{tag}"),
-            1 => format!("expire {name}"),
-            2 => format!("pattern {name}"),
-            3 => "clear".to_owned(),
-            4 => format!("set {name} {version}"),
-            _ => format!("invalidate {name}"),
-        };
-        // A machine that is too busy for the budget makes it Queued, which promises nothing yet.
-        let Told::Acked(Some(token)) = self.nodes[at].tell(&what).await else {
-            return what;
-        };
-        self.own[at][key].fetch_max(version, SeqCst);
-        for node in &self.nodes {
-            let seen = node.load_after(&token, &name).await;
-            assert!(seen >= version, "{what}: {seen} after {version}");
-            self.reads.fetch_add(1, SeqCst);
-        }
-        self.writes.fetch_add(1, SeqCst);
-        what
-    }
-
-    async fn read(&self, rng: &mut Rng) {
-        while !self.over.load(SeqCst) {
-            let (at, key) = (rng.usize(0..2), rng.usize(0..KEYS));
-            let floor = self.own[at][key].load(SeqCst);
-            let seen = self.nodes[at].load(&format!("k{key}")).await;
-            assert!(seen >= floor, "{seen} after {floor} was invalidated here");
-            self.reads.fetch_add(1, SeqCst);
-        }
-    }
-
-    async fn has_written(&self, count: u64) {
-        while self.writes.load(SeqCst) < count && !self.over.load(SeqCst) {
-            tokio::task::yield_now().await;
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_read_nothing_stale_while_the_clock_jumps() {
     let server = RedisServer::start_with_clock(&[]).unwrap();
     let database = Database::open().await;
-    for key in 0..KEYS {
-        database.tag(&format!("k{key}"), &[&format!("g{}", key % 2)]);
-    }
     let place = Place::of(&server);
-    let table = Arc::new(Table {
-        nodes: [
-            Node::start(&database, &place).await,
-            Node::start(&database, &place).await,
-        ],
-        database,
-        own: [(); 2].map(|()| (0..KEYS).map(|_| AtomicU64::new(0)).collect()),
-        over: AtomicBool::new(false),
-        reads: AtomicU64::new(0),
-        writes: AtomicU64::new(0),
-    });
+    let nodes = vec![
+        Node::start(&database, &place).await,
+        Node::start(&database, &place).await,
+    ];
+    let table = Table::new(&database, nodes, 8);
     for node in &table.nodes {
-        node.load("k0").await;
+        node.load(&name(0)).await;
         node.until_well().await;
     }
     for seed in seeds(1) {
-        let mut rng = seed.rng();
-        let mut tasks = Vec::new();
-        // A row has one writer: of two, the one that sets last need not be the one that wrote last.
-        for key in 0..KEYS {
-            let (table, mut rng) = (Arc::clone(&table), rng.fork());
-            tasks.push(tokio::spawn(async move {
-                let mut last = String::new();
-                while !table.over.load(SeqCst) {
-                    last = table.write(key, &mut rng, &last).await;
-                }
-            }));
-        }
-        for _ in 0..4 {
-            let (table, mut rng) = (Arc::clone(&table), rng.fork());
-            tasks.push(tokio::spawn(async move { table.read(&mut rng).await }));
-        }
-        for (jump, offset) in [RIGHT, AHEAD, BACK, RIGHT, BACK, AHEAD]
-            .into_iter()
-            .enumerate()
-        {
-            server.move_clock(offset).unwrap();
-            let enough = table.has_written((jump as u64 + 1) * WRITES);
-            tokio::time::timeout(PATIENCE, enough).await.unwrap();
-        }
-        table.over.store(true, SeqCst);
-        for task in tasks {
-            task.await.unwrap();
-        }
-        let (reads, writes) = (table.reads.load(SeqCst), table.writes.load(SeqCst));
-        println!("{reads} reads, {writes} writes, 6 jumps");
+        let jumps = async {
+            let mut wanted = 0;
+            for offset in [RIGHT, AHEAD, BACK, RIGHT, BACK, AHEAD] {
+                server.move_clock(offset).unwrap();
+                wanted += WRITES;
+                let enough = table.has_written(wanted);
+                tokio::time::timeout(PATIENCE, enough).await.unwrap();
+            }
+        };
+        table.use_until(seed.rng(), jumps).await;
     }
+    let (reads, writes) = table.counts();
+    println!("{reads} reads, {writes} writes, 6 jumps");
 }

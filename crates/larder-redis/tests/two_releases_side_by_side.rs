@@ -11,9 +11,7 @@ mod next_release;
 mod nodes;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
-use fastrand::Rng;
 use larder::clock::{Clock, SystemClock};
 use larder_testkit::{ChaosProxy, RedisServer, Reply, seeds};
 use next_release::{Frames, NextRelease};
@@ -266,65 +264,9 @@ async fn replay_what_cannot_be_read(frames: Frames) {
     }
 }
 
-/// What readers and writers know.
-struct Table {
-    nodes: [Node; 4],
-    database: Database,
-    /// What was invalidated through the node before.
-    own: [Vec<AtomicU64>; 4],
-    over: AtomicBool,
-    reads: AtomicU64,
-    writes: AtomicU64,
-}
-
 /// How many messages are told one by one.
 const ROUNDS: u64 = 20;
-const KEYS: usize = 6;
 const WRITES: u64 = 250;
-
-impl Table {
-    async fn write(&self, key: usize, rng: &mut Rng, last: &str) -> String {
-        let name = format!("k{key}");
-        let version = self.database.write(&name);
-        let (at, tag) = (rng.usize(0..4), key % 2);
-        let what = match rng.u8(0..8) {
-            // What was set has no tags.
-            0 if !last.starts_with("set") => format!("tag g{tag}"),
-            1 => format!("expire {name}"),
-            2 => format!("pattern {name}"),
-            3 => "clear".to_owned(),
-            4 => format!("set {name} {version}"),
-            _ => format!("invalidate {name}"),
-        };
-        // A machine that is too busy for the budget makes it Queued, which promises nothing yet.
-        let Told::Acked(Some(token)) = self.nodes[at].tell(&what).await else {
-            return what;
-        };
-        self.own[at][key].fetch_max(version, SeqCst);
-        for (reader, node) in self.nodes.iter().enumerate() {
-            let story = node.ask(&format!("after {token} {name}")).await;
-            let here = format!("{what} by {at}, read by {reader}");
-            let seen = nodes::version(&story);
-            assert!(seen >= version, "{here}: {story}; {version} is known");
-            self.reads.fetch_add(1, SeqCst);
-        }
-        self.writes.fetch_add(1, SeqCst);
-        what
-    }
-
-    async fn read(&self, rng: &mut Rng) {
-        while !self.over.load(SeqCst) {
-            let (at, key) = (rng.usize(0..4), rng.usize(0..KEYS));
-            let floor = self.own[at][key].load(SeqCst);
-            let seen = self.nodes[at].load(&format!("k{key}")).await;
-            assert!(
-                seen >= floor,
-                "{seen} after {floor} was invalidated at {at}"
-            );
-            self.reads.fetch_add(1, SeqCst);
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_and_writers_of_both_releases_see_nothing_stale() {
@@ -335,48 +277,19 @@ async fn readers_and_writers_of_both_releases_see_nothing_stale() {
 
 async fn read_and_write(frames: Frames) {
     let upgrade = Upgrade::begin(frames).await;
-    for key in 0..KEYS {
-        let tag = format!("g{}", key % 2);
-        upgrade.database.tag(&format!("k{key}"), &[&tag]);
-    }
-    let table = Arc::new(Table {
-        nodes: upgrade.two_of_each().await,
-        database: upgrade.database.clone(),
-        own: [(); 4].map(|()| (0..KEYS).map(|_| AtomicU64::new(0)).collect()),
-        over: AtomicBool::new(false),
-        reads: AtomicU64::new(0),
-        writes: AtomicU64::new(0),
-    });
+    let rows = 6;
+    let table = Table::new(&upgrade.database, upgrade.two_of_each().await.into(), rows);
     for seed in seeds(1) {
-        let mut rng = seed.rng();
-        let mut tasks = Vec::new();
-        // A row has one writer: of two, the one that sets last need not be the one that wrote last.
-        for key in 0..KEYS {
-            let (table, mut rng) = (Arc::clone(&table), rng.fork());
-            tasks.push(tokio::spawn(async move {
-                let mut last = String::new();
-                while table.writes.load(SeqCst) < WRITES {
-                    last = table.write(key, &mut rng, &last).await;
-                }
-                table.over.store(true, SeqCst);
-            }));
-        }
-        for _ in 0..4 {
-            let (table, mut rng) = (Arc::clone(&table), rng.fork());
-            tasks.push(tokio::spawn(async move { table.read(&mut rng).await }));
-        }
-        for task in tasks {
-            task.await.unwrap();
-        }
+        table.use_until(seed.rng(), table.has_written(WRITES)).await;
     }
     // All agree in the end.
-    for key in 0..KEYS {
-        let name = format!("k{key}");
+    for row in 0..rows {
         for node in &table.nodes {
-            node.until_fresh(&name, table.database.version(&name)).await;
+            let newest = table.database.version(&name(row));
+            node.until_fresh(&name(row), newest).await;
         }
     }
-    let (reads, writes) = (table.reads.load(SeqCst), table.writes.load(SeqCst));
+    let (reads, writes) = table.counts();
     let crossed = (upgrade.next.written(), upgrade.next.read());
     println!(
         "{frames:?}: {reads} reads, {writes} writes; {crossed:?} of the next format written, read"

@@ -30,15 +30,11 @@ const NEXT: u8 = 2;
 const MAGIC_BYTES: usize = 5;
 
 /// What the scripts of the next release say in place of what those of this one say.
-const REWRITTEN: [(&str, &str); 3] = [
-    ("local MAGIC = 'LRDR\\1\\0'", "local MAGIC = 'LRDR\\2\\0'"),
+const REWRITTEN: [(&str, &str); 2] = [
+    ("local MAGIC = 'LRDR\\1'", "local MAGIC = 'LRDR\\2'"),
     (
-        "sub(header, 1, 6) == MAGIC",
-        "string.find(header, '^LRDR[\\1\\2]%z')",
-    ),
-    (
-        "sub(value, 1, 6) == MAGIC",
-        "string.find(value, '^LRDR[\\1\\2]%z')",
+        "sub(bytes, 1, 5) == MAGIC",
+        "string.find(bytes, '^LRDR[\\1\\2]')",
     ),
 ];
 
