@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bus::*;
 use larder::backplane::{Backplane, Notice};
 use larder::store::{Position, StoreErrorKind::Refused, StoreErrorKind::Unavailable};
-use larder::{Cache, Larder, Source, Store};
+use larder::{Cache, Larder, Reason, Store};
 use larder_redis::{BusKind, Redis, RedisBus, RedisOptions};
 use larder_testkit::{Ear, RedisServer};
 
@@ -183,7 +183,7 @@ async fn without_it_the_tier_works_and_every_hit_is_looked_up_there() {
         let reads = names.with(larder::Read::new());
         let load = |_| std::future::ready(Ok::<_, std::convert::Infallible>(7));
         let read = reads.get_or_load_explained(&1, load).await.unwrap();
-        let looked_up = matches!(read.outcome.source, Source::Tier(_));
+        let looked_up = read.outcome.reason == Reason::Confirmed;
         assert_eq!(looked_up, round > 0, "{}", read.outcome);
     }
     assert!(!larder.bus().unwrap().healthy);
