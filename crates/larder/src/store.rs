@@ -125,7 +125,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'a, StoreResult<()>>;
 
     /// Does what [`Store::delete`] does with a counter, and then publishes `message` on the bus that
-    /// [`Store::backplane`] gives, as [`Backplane::publish`](crate::backplane::Backplane::publish)
+    /// [`Store::backplane`] gives, as [`Backplane::publish`]
     /// does. For stores that can do both in one round trip: by default it is
     /// [`StoreError::unsupported`].
     ///
