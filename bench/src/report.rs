@@ -1,10 +1,10 @@
 //! The table, and the machine it was measured on.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::rounds::{ROUNDS, Spread};
+use crate::rounds::{ROUNDS, Spread, Times};
 
 /// What was measured, beside what it should be.
 #[derive(Clone, Debug)]
@@ -18,12 +18,54 @@ pub struct Row {
 /// A figure of the table.
 #[derive(Clone, Copy, Debug)]
 pub enum Found {
-    /// Times of one operation in nanoseconds.
-    Nanoseconds(Spread),
+    /// Times of one operation in nanoseconds, and the most that the median may be.
+    Nanoseconds(Spread, Option<f64>),
     /// Ratios of two times, and the most that the median may be.
     Ratio(Spread, Option<f64>),
     /// How many of something there were, and how many there may be.
     Count(usize, Option<usize>),
+    /// Hundredths, and how many there may be.
+    Percent(f64, Option<f64>),
+    /// Bytes of memory.
+    Bytes(f64),
+}
+
+impl Row {
+    /// What `work` came to.
+    pub fn new(work: impl Into<String>, found: Found) -> Self {
+        let work = work.into();
+        Self { work, found }
+    }
+
+    /// The times of one contender.
+    ///
+    /// # Errors
+    ///
+    /// When there was no round.
+    pub fn times(work: impl Into<String>, times: &Times) -> crate::Result<Self> {
+        let found = Found::Nanoseconds(times.nanoseconds()?, None);
+        Ok(Self::new(work, found))
+    }
+
+    /// The times of one contender over those of another, and the most that it may be.
+    ///
+    /// # Errors
+    ///
+    /// When there was no round.
+    pub fn ratio(
+        work: impl Into<String>,
+        times: &Times,
+        rival: &Times,
+        limit: Option<f64>,
+    ) -> crate::Result<Self> {
+        let found = Found::Ratio(times.ratio_to(rival)?, limit);
+        Ok(Self::new(work, found))
+    }
+
+    /// How many there were, and how many there may be.
+    pub fn count(work: impl Into<String>, count: usize, limit: Option<usize>) -> Self {
+        Self::new(work, Found::Count(count, limit))
+    }
 }
 
 impl Found {
@@ -32,15 +74,23 @@ impl Found {
             [spread.median, spread.min, spread.max].map(show)
         };
         match self {
-            Self::Nanoseconds(spread) => three(spread, time),
+            Self::Nanoseconds(spread, _) => three(spread, time),
             Self::Ratio(spread, _) => three(spread, |ratio| format!("{ratio:.2}")),
             Self::Count(count, _) => [count.to_string(), String::new(), String::new()],
+            Self::Percent(share, _) => [format!("{share:.1} %"), String::new(), String::new()],
+            Self::Bytes(bytes) => [
+                format!("{:.1} MiB", bytes / f64::from(1 << 20)),
+                String::new(),
+                String::new(),
+            ],
         }
     }
 
     fn target(self) -> String {
         match self {
+            Self::Nanoseconds(_, Some(limit)) => format!("≤ {}", time(limit)),
             Self::Ratio(_, Some(limit)) => format!("≤ {limit:.2}"),
+            Self::Percent(_, Some(limit)) => format!("≤ {limit:.0} %"),
             Self::Count(_, Some(limit)) => format!("≤ {limit}"),
             _ => String::new(),
         }
@@ -49,18 +99,22 @@ impl Found {
     /// Whether the median meets the target; `None` where there is none.
     fn met(self) -> Option<bool> {
         match self {
-            Self::Nanoseconds(_) => None,
-            Self::Ratio(spread, limit) => limit.map(|limit| spread.median <= limit),
+            Self::Bytes(_) => None,
+            Self::Nanoseconds(spread, limit) | Self::Ratio(spread, limit) => {
+                limit.map(|limit| spread.median <= limit)
+            }
+            Self::Percent(share, limit) => limit.map(|limit| share <= limit),
             Self::Count(count, limit) => limit.map(|limit| count <= limit),
         }
     }
 }
 
 fn time(nanoseconds: f64) -> String {
-    if nanoseconds < 1_000.0 {
-        format!("{nanoseconds:.0} ns")
-    } else {
-        format!("{:.1} µs", nanoseconds / 1_000.0)
+    match nanoseconds {
+        ..1e3 => format!("{nanoseconds:.0} ns"),
+        ..1e6 => format!("{:.1} µs", nanoseconds / 1e3),
+        ..1e9 => format!("{:.1} ms", nanoseconds / 1e6),
+        _ => format!("{:.1} s", nanoseconds / 1e9),
     }
 }
 
@@ -159,17 +213,67 @@ pub fn locked(package: &str) -> String {
     format!("{package} {version}")
 }
 
-/// Writes the report to `path`, folders included.
+/// Where the report goes, by the arguments of a benchmark: nowhere, or `--write FILE`.
 ///
 /// # Errors
 ///
-/// When the file cannot be written.
-pub fn write(path: &Path, text: &str) -> crate::Result<()> {
+/// When they are something else.
+pub fn destination(mut arguments: impl Iterator<Item = String>) -> crate::Result<Option<PathBuf>> {
+    match (
+        arguments.next().as_deref(),
+        arguments.next(),
+        arguments.next(),
+    ) {
+        (None, _, _) => Ok(None),
+        (Some("--write"), Some(path), None) => Ok(Some(path.into())),
+        _ => Err("the only arguments are: --write FILE".into()),
+    }
+}
+
+/// What stands above all sections.
+const PREAMBLE: &str = "\
+# Benchmarks
+
+Each section is written by the command that stands in it, and the others stay as they are. Times
+belong to the machine; what larder is held to are the ratios: its time over the rival's in the same
+round, the median of rounds.
+";
+
+/// Writes the section `heading` of the report at `path`, in the place of the one that was there.
+///
+/// # Errors
+///
+/// When the file cannot be read or written.
+pub fn write(path: &Path, heading: &str, text: &str) -> crate::Result<()> {
+    let before = match std::fs::read_to_string(path) {
+        Ok(before) => before,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error.into()),
+    };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(path, text)?;
+    std::fs::write(path, with_section(&before, heading, text))?;
     Ok(())
+}
+
+/// The document with one section replaced, or added at its end.
+fn with_section(document: &str, heading: &str, text: &str) -> String {
+    let mut sections: Vec<(&str, &str)> = document
+        .split("\n## ")
+        .skip(1)
+        .map(|section| section.split_once('\n').unwrap_or((section, "")))
+        .map(|(heading, text)| (heading, text.trim()))
+        .collect();
+    match sections.iter_mut().find(|(known, _)| *known == heading) {
+        Some((_, known)) => *known = text.trim(),
+        None => sections.push((heading, text.trim())),
+    }
+    let sections = sections.iter();
+    let sections = sections.map(|(heading, text)| format!("\n## {heading}\n\n{text}\n"));
+    std::iter::once(PREAMBLE.to_owned())
+        .chain(sections)
+        .collect()
 }
 
 #[cfg(test)]
@@ -183,25 +287,39 @@ mod tests {
             min: 0.25,
             max: 1234.0,
         };
-        let row = |work: &str, found| Row {
-            work: work.into(),
-            found,
-        };
         let rows = [
-            row("hit", Found::Ratio(spread(0.5), Some(0.5))),
-            row("late", Found::Ratio(spread(0.51), Some(0.5))),
-            row("time", Found::Nanoseconds(spread(99.6))),
-            row("loads", Found::Count(2, Some(1))),
+            Row::new("hit", Found::Ratio(spread(0.5), Some(0.5))),
+            Row::new("late", Found::Ratio(spread(0.51), Some(0.5))),
+            Row::new("time", Found::Nanoseconds(spread(99.6), Some(5e7))),
+            Row::new("cost", Found::Percent(5.04, Some(5.0))),
+            Row::new("size", Found::Bytes(1572864.0)),
+            Row::count("loads", 2, Some(1)),
         ];
         let expected = "\
-| work  | median | min  | max     | target | met |
-|-------|--------|------|---------|--------|-----|
-| hit   | 0.50   | 0.25 | 1234.00 | ≤ 0.50 | yes |
-| late  | 0.51   | 0.25 | 1234.00 | ≤ 0.50 | no  |
-| time  | 100 ns | 0 ns | 1.2 µs  |        |     |
-| loads | 2      |      |         | ≤ 1    | no  |
+| work  | median  | min  | max     | target    | met |
+|-------|---------|------|---------|-----------|-----|
+| hit   | 0.50    | 0.25 | 1234.00 | ≤ 0.50    | yes |
+| late  | 0.51    | 0.25 | 1234.00 | ≤ 0.50    | no  |
+| time  | 100 ns  | 0 ns | 1.2 µs  | ≤ 50.0 ms | yes |
+| cost  | 5.0 %   |      |         | ≤ 5 %     | no  |
+| size  | 1.5 MiB |      |         |           |     |
+| loads | 2       |      |         | ≤ 1       | no  |
 ";
         assert_eq!(table(&rows), expected);
+    }
+
+    #[test]
+    fn a_section_is_replaced_in_its_place_and_the_others_stay() {
+        let one = with_section("", "One", "text\n\n### Part\n");
+        assert_eq!(one, format!("{PREAMBLE}\n## One\n\ntext\n\n### Part\n"));
+        let two = with_section(&one, "Two", "more");
+        assert_eq!(two, format!("{one}\n## Two\n\nmore\n"));
+        let again = with_section(&two, "One", "new");
+        assert_eq!(
+            again,
+            format!("{PREAMBLE}\n## One\n\nnew\n\n## Two\n\nmore\n")
+        );
+        assert_eq!(with_section(&again, "One", "new"), again);
     }
 
     #[test]

@@ -7,17 +7,24 @@ use crate::{budgets, provision};
 /// Takes the measurements asked for. The benchmarks print their own tables; the figures of the
 /// budgets are returned.
 pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<String, String> {
-    if let Some(report) = what.read_path {
-        read_path(workspace, report)?;
+    let programs = [
+        (what.read_path, "read-path"),
+        (what.coherence, "coherence"),
+        (what.coherence, "beside-amalgam"),
+    ];
+    for (report, program) in programs {
+        if let Some(report) = report {
+            measure(workspace, program, report)?;
+        }
     }
     what.budgets
         .map_or(Ok(String::new()), |depth| build_budgets(workspace, depth))
 }
 
-fn read_path(workspace: &Workspace, report: Report) -> Result<(), String> {
+fn measure(workspace: &Workspace, program: &str, report: Report) -> Result<(), String> {
     provision::servers(workspace)?;
     let mut bench = workspace.cargo("run --release --quiet --manifest-path bench/Cargo.toml");
-    bench.args(["--bin", "read-path", "--"]);
+    bench.args(["--bin", program, "--"]);
     if report == Report::Write {
         bench
             .arg("--write")

@@ -9,16 +9,18 @@ cargo xtask <command>
   test [NAME]...        provision, then format, lints, documentation, dependencies, layers,
                         budgets, unit and integration tests, doc tests, and the benchmarks'
                         own lints and tests. With NAME: only tests whose names contain it
-  bench                 both of the following
+  bench                 all of the following
   bench read-path       larder beside hand-written moka + redis-rs, and beside a bare GET
-        --write         also write the figures to docs/benchmarks.md
+  bench coherence       invalidations, tags, the bus and round trips on a real server; and larder
+                        beside amalgam-cache. Takes some minutes
+        --write         of either: also write the figures to their sections of docs/benchmarks.md
   bench budgets         crates in larder's tree and its cold check
         --demo          also the cold release build of the demo up to its first figures
   help                  this text
 ";
 
 const COMMANDS: [&str; 4] = ["provision", "test", "bench", "help"];
-const BENCHES: [&str; 2] = ["read-path", "budgets"];
+const BENCHES: [&str; 3] = ["read-path", "coherence", "budgets"];
 
 /// A command line, checked.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,16 +43,18 @@ pub(crate) enum Command {
 pub(crate) struct Bench {
     /// The read path beside its rivals.
     pub(crate) read_path: Option<Report>,
+    /// Coherence, alone and beside a rival.
+    pub(crate) coherence: Option<Report>,
     /// The build budgets.
     pub(crate) budgets: Option<Depth>,
 }
 
-/// Where the figures of the read path go.
+/// Where the figures of a benchmark go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
     /// To the terminal.
     Print,
-    /// To the terminal and to docs/benchmarks.md.
+    /// To the terminal and to the benchmark's sections of docs/benchmarks.md.
     Write,
 }
 
@@ -100,9 +104,11 @@ impl Bench {
         if let Some(unknown) = which.filter(|which| !BENCHES.contains(which)) {
             return Err(did_you_mean("benchmark", unknown, &BENCHES));
         }
+        let wanted = |name| which.is_none_or(|which| which == name);
         let mut bench = Self {
-            read_path: (which != Some("budgets")).then_some(Report::Print),
-            budgets: (which != Some("read-path")).then_some(Depth::Library),
+            read_path: wanted("read-path").then_some(Report::Print),
+            coherence: wanted("coherence").then_some(Report::Print),
+            budgets: wanted("budgets").then_some(Depth::Library),
         };
         for option in options {
             bench.accept(option)?;
@@ -111,12 +117,17 @@ impl Bench {
     }
 
     fn accept(&mut self, option: &str) -> Result<(), String> {
-        match (option, &mut self.read_path, &mut self.budgets) {
-            ("--write", Some(report), _) => *report = Report::Write,
-            ("--demo", _, Some(depth)) => *depth = Depth::Demo,
-            _ => return Err(unexpected(option)),
-        }
-        Ok(())
+        let reports = [&mut self.read_path, &mut self.coherence];
+        let reports = reports.into_iter().flatten();
+        let accepted = match (option, &mut self.budgets) {
+            ("--write", _) => reports.map(|report| *report = Report::Write).count() > 0,
+            ("--demo", Some(depth)) => {
+                *depth = Depth::Demo;
+                true
+            }
+            _ => false,
+        };
+        accepted.then_some(()).ok_or_else(|| unexpected(option))
     }
 }
 
@@ -188,24 +199,25 @@ mod tests {
 
     #[test]
     fn an_option_is_refused_where_it_would_do_nothing() {
-        let bench = |read_path, budgets| Ok(Command::Bench(Bench { read_path, budgets }));
-        assert_eq!(
-            parse("bench"),
-            bench(Some(Report::Print), Some(Depth::Library))
-        );
-        assert_eq!(
-            parse("bench --write"),
-            bench(Some(Report::Write), Some(Depth::Library))
-        );
-        assert_eq!(
-            parse("bench read-path --write"),
-            bench(Some(Report::Write), None)
-        );
+        let bench = |read_path, coherence, budgets| {
+            Ok(Command::Bench(Bench {
+                read_path,
+                coherence,
+                budgets,
+            }))
+        };
+        let (print, write) = (Some(Report::Print), Some(Report::Write));
+        let library = Some(Depth::Library);
+        assert_eq!(parse("bench"), bench(print, print, library));
+        assert_eq!(parse("bench --write"), bench(write, write, library));
+        assert_eq!(parse("bench read-path --write"), bench(write, None, None));
+        assert_eq!(parse("bench coherence"), bench(None, print, None));
         assert_eq!(
             parse("bench budgets --demo"),
-            bench(None, Some(Depth::Demo))
+            bench(None, None, Some(Depth::Demo))
         );
         assert!(parse("bench budgets --write").is_err());
+        assert!(parse("bench coherence --demo").is_err());
         assert!(parse("bench read-path --demo").is_err());
     }
 

@@ -2,7 +2,6 @@
 //!
 //! `read-path [--write FILE]` prints a table; with `--write` it also writes FILE.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,8 +9,8 @@ use std::time::{Duration, Instant};
 use larder::{Cache, Larder, Read, Tiers};
 use larder_bench::Result;
 use larder_bench::hand_written::HandWritten;
-use larder_bench::report::{Found, Row, load, locked, machine, table, write};
-use larder_bench::rounds::{Measuring, Times, interleave, median_in_task};
+use larder_bench::report::{Row, destination, load, locked, machine, table, write};
+use larder_bench::rounds::{Measuring, interleave, median_in_task};
 use larder_bench::workload::{self, Page};
 use larder_redis::Redis;
 use larder_testkit::RedisServer;
@@ -30,7 +29,7 @@ const LOAD: Duration = Duration::from_millis(100);
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
-    let report = report_path(std::env::args().skip(1))?;
+    let report = destination(std::env::args().skip(1))?;
     let load = load();
     let server = RedisServer::start()?;
     let subjects = Subjects::new(&server).await?;
@@ -40,19 +39,9 @@ async fn main() -> Result<()> {
     let table = table(&rows);
     print!("{table}");
     println!("load of the machine before the run: {load}");
-    report.map_or(Ok(()), |path| write(&path, &page(&load, &table)))
-}
-
-fn report_path(mut arguments: impl Iterator<Item = String>) -> Result<Option<PathBuf>> {
-    match (
-        arguments.next().as_deref(),
-        arguments.next(),
-        arguments.next(),
-    ) {
-        (None, _, _) => Ok(None),
-        (Some("--write"), Some(path), None) => Ok(Some(path.into())),
-        _ => Err("usage: read-path [--write FILE]".into()),
-    }
+    report.map_or(Ok(()), |path| {
+        write(&path, "Read path", &section(&load, &table))
+    })
 }
 
 /// What is compared, every key resident in all of it.
@@ -121,9 +110,9 @@ impl Subjects {
         };
         let [hand_written, larder] = interleave([&hand_written, &larder]).await?;
         Ok(vec![
-            times("memory hit, moka + redis-rs by hand", &hand_written)?,
-            times("memory hit, larder", &larder)?,
-            ratio(
+            Row::times("memory hit, moka + redis-rs by hand", &hand_written)?,
+            Row::times("memory hit, larder", &larder)?,
+            Row::ratio(
                 "memory hit, larder to by hand",
                 &larder,
                 &hand_written,
@@ -172,16 +161,20 @@ impl Subjects {
         };
         let [bare_get, larder, again] = interleave([&bare_get, &larder, &bare_get]).await?;
         Ok(vec![
-            times("Redis hit, bare GET", &bare_get)?,
-            times("Redis hit, larder", &larder)?,
-            ratio(
+            Row::times("Redis hit, bare GET", &bare_get)?,
+            Row::times("Redis hit, larder", &larder)?,
+            Row::ratio(
                 "Redis hit, larder to a bare GET",
                 &larder,
                 &bare_get,
                 Some(1.2),
             )?,
-            count("Redis hits that became loads, larder", &loads, Some(0)),
-            ratio(
+            Row::count(
+                "Redis hits that became loads, larder",
+                loads.load(Ordering::Relaxed),
+                Some(0),
+            ),
+            Row::ratio(
                 "Redis hit, bare GET to itself (noise)",
                 &again,
                 &bare_get,
@@ -211,14 +204,14 @@ impl Subjects {
         })
         .await?;
         Ok(vec![
-            count(
+            Row::count(
                 "loads for 200 callers of one missing key, by hand",
-                &loads_by_hand,
+                loads_by_hand.load(Ordering::Relaxed),
                 None,
             ),
-            count(
+            Row::count(
                 "loads for 200 callers of one missing key, larder",
-                &loads,
+                loads.load(Ordering::Relaxed),
                 Some(1),
             ),
         ])
@@ -248,39 +241,13 @@ async fn slow_load(loads: &AtomicUsize) -> Page {
     Page::of(0)
 }
 
-fn times(work: &str, times: &Times) -> Result<Row> {
-    let found = Found::Nanoseconds(times.nanoseconds()?);
-    Ok(Row {
-        work: work.into(),
-        found,
-    })
-}
-
-fn ratio(work: &str, times: &Times, rival: &Times, limit: Option<f64>) -> Result<Row> {
-    let found = Found::Ratio(times.ratio_to(rival)?, limit);
-    Ok(Row {
-        work: work.into(),
-        found,
-    })
-}
-
-fn count(work: &str, loads: &AtomicUsize, limit: Option<usize>) -> Row {
-    let found = Found::Count(loads.load(Ordering::Relaxed), limit);
-    Row {
-        work: work.into(),
-        found,
-    }
-}
-
-fn page(load: &str, table: &str) -> String {
+fn section(load: &str, table: &str) -> String {
     let machine = machine(
         load,
         &[&locked("moka"), &locked("redis"), &locked("rmp-serde")],
     );
     format!(
-        "# Benchmarks\n\n\
-         Written by `cargo xtask bench read-path --write`. Times belong to the machine; what larder\n\
-         is held to are the ratios: its time over the rival's in the same round, the median of rounds.\n\n\
+        "`cargo xtask bench read-path --write`\n\n\
          {table}\n\
          {} String keys resident, values of {} bytes, keys drawn by Zipf {}. A round is\n\
          the median of {REDIS_READS} reads from Redis, or of {} times {TOGETHER} reads from memory, timed inside\n\

@@ -270,7 +270,7 @@ fn classify(record: Option<&[u8]>, wall: Millis, stale_at: Millis) -> Content<'_
     match Header::parse(value) {
         None => Content::Foreign,
         Some(_) if value.len() == Header::LEN => Content::Absent,
-        Some(header) if header.fresh_until <= stale_at => Content::Stale(value),
+        Some(header) if !header.is_fresh(stale_at) => Content::Stale(value),
         Some(_) => Content::Fresh(value),
     }
 }

@@ -412,7 +412,7 @@ impl Writer {
             return Ok(());
         };
         let alone = value.len() == Header::LEN;
-        let mut header = match Header::parse(value) {
+        let header = match Header::parse(value) {
             Some(header) if alone && header.version != 0 => {
                 self.shared.index.leases().void(key);
                 return Ok(());
@@ -421,10 +421,8 @@ impl Writer {
             _ => return self.remove(tree, std::slice::from_ref(key), Presence::Indexed),
         };
         self.wait_for(tree, REMOVE_PATIENCE)?;
-        header.fresh_until = header.fresh_until.min(wall);
-        header.lease = None;
-        header.lease_until = 0;
-        let stale = record::entry_value(deadline, &header.to_bytes(), &value[Header::LEN..])
+        let front = header.expired_at(wall).to_bytes();
+        let stale = record::entry_value(deadline, &front, &value[Header::LEN..])
             .map_err(TreeError::from)?;
         let mut changes = tree.changes();
         changes.put(&record::entry_key(key), stale);

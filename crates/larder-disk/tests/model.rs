@@ -76,8 +76,7 @@ impl Model {
             .await
             .unwrap();
         if let Some((value, _)) = self.entries.get_mut(&name) {
-            let mut header = Header::parse(value).unwrap();
-            header.fresh_until = header.fresh_until.min(wall);
+            let header = Header::parse(value).unwrap().expired_at(wall);
             *value = [&header.to_bytes()[..], payload(value)].concat().into();
         }
     }

@@ -5,20 +5,22 @@ use bytes::Bytes;
 use larder::backplane::{Backplane, MAX_MESSAGE_BYTES, Notice, Replay};
 use larder::clock::BoxFuture;
 use larder::store::{Position, StoreError, StoreResult};
-use redis::Value;
+use redis::{Cmd, Value};
 
 use crate::connection::Connection;
 use crate::error::ConfigError;
-use crate::options::{Plan, RedisOptions};
+use crate::options::{Plan, RedisOptions, Tracking};
 use crate::reply::Replies;
 use crate::scripts::{BUS_BEAT, BUS_PUBLISH, BUS_REPLAY, Call, Lua, Repeat};
 use subscriber::Subscriber;
 
 mod frame;
 mod subscriber;
+mod tracker;
 mod wire;
 
-/// A Redis or Valkey server as a [`Backplane`]: pub/sub tells the listeners, a stream is the journal.
+/// A Redis or Valkey server as a [`Backplane`]: pub/sub, or the server itself, tells the listeners, a
+/// stream is the journal.
 ///
 /// [`Redis`](crate::Redis) brings one along that shares its connection; this is for a bus on another
 /// server than the tier. Making one only checks the URL, and connections are made and healed as those
@@ -42,6 +44,14 @@ mod wire;
 /// is another one ([`Notice::Listening`] says 0), and a failover that loses messages is not noticed.
 /// Without the channel, or SUBSCRIBE, [`Backplane::listen`] returns an error that names what to grant.
 /// There is no bus without EVAL.
+///
+/// With [`BusKind::Tracking`](crate::BusKind::Tracking) there is no channel, and listening has no
+/// connection of its own: the server pushes what changes of that which was read on the connection of
+/// the commands. In place of `+publish +subscribe` and the channel, a user needs
+/// `+pttl +client|tracking`; without it [`Backplane::listen`] returns an error that says so. Beats are
+/// told to the listeners of this handle alone. What the server pushes is kept up to 16 MiB for a
+/// listener that does not keep up; beyond that it is told [`Notice::Watching`], as anything may have
+/// changed.
 ///
 /// A message is published again where the connection broke before the answer: it may be told twice.
 /// A server that is out of memory loses the journal and goes on numbering. Where it can tell
@@ -115,15 +125,37 @@ impl RedisBus {
 
     async fn publish_numbered(&self, channel: &str, message: &[u8]) -> StoreResult<Position> {
         check_length(message)?;
-        let names = self.names(channel);
-        let incarnation = fresh_incarnation();
-        let journal_messages = self.connection.plan().options.journal_messages;
-        let arguments = |call: &mut Call| {
-            let call = call.keys(&names.keys());
-            call.arg(&*names.channel).arg(message).arg(&incarnation);
-            call.arg(journal_messages).arg(JOURNAL_BYTES);
-        };
+        let arguments = |call: &mut Call| self.publication(call, channel, message);
         self.position(self.run(&BUS_PUBLISH, message.len(), arguments).await?)
+    }
+
+    /// What the script that publishes is given.
+    fn publication(&self, call: &mut Call, channel: &str, message: &[u8]) {
+        let names = self.names(channel);
+        let call = call.keys(&names.keys());
+        call.arg(self.told_on(&names)).arg(message);
+        call.arg(&fresh_incarnation());
+        call.arg(self.connection.plan().options.journal_messages);
+        call.arg(JOURNAL_BYTES);
+    }
+
+    /// A command that publishes, for a server that knows the script.
+    pub(crate) fn to_publish(&self, channel: &str, message: &[u8]) -> StoreResult<Cmd> {
+        check_length(message)?;
+        Ok(BUS_PUBLISH.by_hash(|call| self.publication(call, channel, message)))
+    }
+
+    /// Whether the server itself tells its listeners.
+    pub(crate) fn is_watching(&self) -> bool {
+        self.connection.plan().tracking == Tracking::All
+    }
+
+    /// The channel that scripts publish to; empty where nobody subscribes.
+    fn told_on<'n>(&self, names: &'n Names) -> &'n [u8] {
+        match self.is_watching() {
+            true => b"",
+            false => &names.channel,
+        }
     }
 
     async fn tell_position(&self, channel: &str, message: &[u8]) -> StoreResult<Position> {
@@ -132,12 +164,17 @@ impl RedisBus {
         let incarnation = fresh_incarnation();
         let arguments = |call: &mut Call| {
             let call = call.keys(&names.keys());
-            call.arg(&*names.channel).arg(message).arg(&incarnation);
+            call.arg(self.told_on(&names))
+                .arg(message)
+                .arg(&incarnation);
         };
         self.position(self.run(&BUS_BEAT, message.len(), arguments).await?)
     }
 
     async fn hear(&self, channel: &str, notify: &mut (dyn FnMut(Notice) + Send)) -> StoreError {
+        if self.is_watching() {
+            return self.track(channel, notify).await;
+        }
         let names = self.names(channel);
         match Subscriber::open(self.connection.plan(), &names).await {
             Ok(mut subscriber) => {
@@ -228,7 +265,8 @@ impl RedisBus {
         reply.ok_or_else(|| self.replies().senseless())
     }
 
-    fn position(&self, reply: Value) -> StoreResult<Position> {
+    /// The answer to a publication.
+    pub(crate) fn position(&self, reply: Value) -> StoreResult<Position> {
         match reply {
             Value::BulkString(bytes) => {
                 frame::position(&bytes).ok_or_else(|| self.replies().senseless())
@@ -267,7 +305,12 @@ impl Backplane for RedisBus {
         channel: &'a str,
         message: Bytes,
     ) -> BoxFuture<'a, StoreResult<Position>> {
-        Box::pin(async move { self.publish_numbered(channel, &message).await })
+        Box::pin(async move {
+            if self.is_watching() {
+                return self.publish_watched(channel, message).await;
+            }
+            self.publish_numbered(channel, &message).await
+        })
     }
 
     fn beat<'a>(
@@ -275,7 +318,12 @@ impl Backplane for RedisBus {
         channel: &'a str,
         message: Bytes,
     ) -> BoxFuture<'a, StoreResult<Position>> {
-        Box::pin(async move { self.tell_position(channel, &message).await })
+        Box::pin(async move {
+            if self.is_watching() {
+                return self.beat_watched(channel, message).await;
+            }
+            self.tell_position(channel, &message).await
+        })
     }
 
     fn listen<'a>(

@@ -128,6 +128,18 @@ impl Connection {
             .map_err(|trouble| self.explain(trouble))
     }
 
+    /// The connection as it is now, made if there is none, for those who care which one it is.
+    pub(crate) async fn current(&self) -> StoreResult<Arc<Link>> {
+        self.link(Pause::Respect).await
+    }
+
+    /// Sends commands on a connection got by [`Connection::current`].
+    pub(crate) async fn send_on(&self, link: &Arc<Link>, batch: Batch) -> StoreResult<Vec<Value>> {
+        link.exchange(Arc::new(batch))
+            .await
+            .map_err(|trouble| self.explain(trouble))
+    }
+
     /// Sees to it that there is a connection, whatever pause an earlier failure asked for.
     pub(crate) async fn heal(&self) -> StoreResult<()> {
         self.link(Pause::Skip).await.map(drop)

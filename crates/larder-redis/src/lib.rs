@@ -21,11 +21,13 @@
 //! - `store`: [`Redis`], each operation of [`Store`](larder::store::Store) as commands;
 //! - `scripts`: the operations that read and write in one step, in Lua;
 //! - `misses`: whether a read asks plainly first, or for a lease at once;
+//! - `watch`: waiting until a key changes;
 //! - `bus`: [`RedisBus`], each operation of [`Backplane`](larder::backplane::Backplane), and the
-//!   connection that listens;
+//!   connection that listens, or what listens to the server's pushes in its place;
 //! - `command` and `reply`: what is sent, and what the answers mean;
 //! - `connection`: one connection for all callers that makes and heals itself;
 //! - `link`: a connection while it lasts, and the bound on what waits in it;
+//! - `pushes`: what a server says by itself on a connection, and who waits for it;
 //! - `error`: what a server's refusals mean for a tier.
 //!
 #![doc = include_str!("../docs/acl.md")]
@@ -38,11 +40,13 @@ mod error;
 mod link;
 mod misses;
 mod options;
+mod pushes;
 mod reply;
 mod scripts;
 mod store;
+mod watch;
 
 pub use bus::RedisBus;
 pub use error::ConfigError;
-pub use options::RedisOptions;
+pub use options::{BusKind, RedisOptions};
 pub use store::Redis;

@@ -8,12 +8,13 @@ use std::task::Poll;
 
 use larder::clock::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Pipeline, RedisError, RedisResult, ServerError, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerError, Value};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::error::is_unknown_command;
-use crate::options::Plan;
+use crate::options::{Plan, Tracking};
+use crate::pushes::Pushes;
 
 /// Commands that are sent together and answered in their order, one reply each.
 pub(crate) struct Batch {
@@ -95,6 +96,8 @@ impl Identity {
 struct Greeting {
     identity: Option<Identity>,
     without_scripts: Option<ServerError>,
+    /// Where what the server pushes is to be had, if it watches keys for this connection.
+    pushes: Option<Arc<Pushes>>,
 }
 
 impl Greeting {
@@ -115,6 +118,7 @@ impl Greeting {
         Self {
             identity,
             without_scripts,
+            pushes: None,
         }
     }
 }
@@ -129,22 +133,65 @@ impl Greeting {
 async fn connect(
     plan: &Plan,
     ghost: Option<Identity>,
+    given_up: &GivenUp,
 ) -> RedisResult<(MultiplexedConnection, Greeting)> {
-    let mut connection = plan
-        .client
-        .get_multiplexed_async_connection_with_config(&plan.config)
-        .await?;
+    let (mut connection, pushes) = dial(plan, given_up).await?;
     let mut commands = Pipeline::new();
     if let Some(Identity { id, address }) = ghost {
         let kill = commands.cmd("CLIENT").arg("KILL");
         kill.arg("ID").arg(id);
         kill.arg("ADDR").arg(address.to_string());
     }
+    let asked_to_watch = commands.len();
+    if pushes.is_some() {
+        let track = commands.cmd("CLIENT").arg("TRACKING").arg("ON");
+        match plan.tracking {
+            Tracking::OptIn => drop(track.arg("OPTIN")),
+            // Not NOLOOP: with it a connection is not told either of what the server evicts or
+            // forgets while it carries out a command of that connection.
+            Tracking::Off | Tracking::All => {}
+        }
+    }
     commands.cmd("CLIENT").arg("INFO");
     commands.cmd("EVALSHA").arg("0".repeat(40)).arg(0);
     let count = commands.len();
     let replies = connection.send_packed_commands(&commands, 0, count).await?;
-    Ok((connection, Greeting::parse(&replies)))
+    let watches = !matches!(replies.get(asked_to_watch), Some(Value::ServerError(_)));
+    let greeting = Greeting {
+        pushes: pushes.filter(|_| watches),
+        ..Greeting::parse(&replies)
+    };
+    Ok((connection, greeting))
+}
+
+/// Connects, by RESP3 where keys are to be watched. Servers before Redis 6, and some proxies, do not
+/// know it; they push nothing, and everything else works.
+async fn dial(
+    plan: &Plan,
+    given_up: &GivenUp,
+) -> RedisResult<(MultiplexedConnection, Option<Arc<Pushes>>)> {
+    if plan.tracking != Tracking::Off {
+        let pushes = Arc::new(Pushes::of(given_up));
+        let ear = Arc::clone(&pushes);
+        let config = plan.config.clone();
+        let config = config.set_push_sender(move |push| ear.hear(push));
+        let client = plan.pushing_client()?;
+        let dialled = client.get_multiplexed_async_connection_with_config(&config);
+        match dialled.await {
+            Err(error) if lacks_resp3(&error) => {}
+            dialled => return Ok((dialled?, Some(pushes))),
+        }
+    }
+    let dialled = plan
+        .client
+        .get_multiplexed_async_connection_with_config(&plan.config);
+    Ok((dialled.await?, None))
+}
+
+fn lacks_resp3(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::RESP3NotSupported
+        || ServerError::try_from(error.clone())
+            .is_ok_and(|error| is_unknown_command(&error) || error.code() == "NOPROTO")
 }
 
 /// One connection while it lasts.
@@ -163,8 +210,11 @@ pub(crate) struct Link {
     abandoned: AtomicUsize,
     /// Grows with every answer: what tells a slow command from a dead connection.
     answers: AtomicU64,
-    given_up: watch::Sender<bool>,
+    given_up: GivenUp,
 }
+
+/// Whether a connection was given up: by those who use it, or by what it brings.
+pub(crate) type GivenUp = Arc<watch::Sender<bool>>;
 
 /// Why a batch has no replies.
 pub(crate) enum Trouble {
@@ -180,7 +230,9 @@ impl Link {
     /// Connects, and has the server forget `ghost` before anything else is sent.
     pub(crate) async fn open(plan: &Plan, ghost: Option<Identity>) -> RedisResult<Self> {
         let patience = plan.options.connect_timeout;
-        let (connection, greeting) = tokio::time::timeout(patience, connect(plan, ghost))
+        let given_up = GivenUp::default();
+        let connecting = connect(plan, ghost, &given_up);
+        let (connection, greeting) = tokio::time::timeout(patience, connecting)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let max_in_flight = plan.options.max_in_flight;
@@ -192,7 +244,7 @@ impl Link {
             places: Arc::new(Semaphore::new(max_in_flight as usize)),
             abandoned: AtomicUsize::new(0),
             answers: AtomicU64::new(0),
-            given_up: watch::Sender::new(false),
+            given_up,
         })
     }
 
@@ -206,6 +258,11 @@ impl Link {
         *self.given_up.borrow()
     }
 
+    /// What the server pushes on this connection; `None` if it watches no keys for it.
+    pub(crate) fn pushes(&self) -> Option<&Arc<Pushes>> {
+        self.greeting.pushes.as_ref()
+    }
+
     /// Whether it ever brought an answer.
     pub(crate) fn has_answered(&self) -> bool {
         self.answers.load(Relaxed) > 0
@@ -214,6 +271,9 @@ impl Link {
     /// Ends what still waits for answers behind callers that went away.
     pub(crate) fn give_up(&self) {
         self.given_up.send_replace(true);
+        if let Some(pushes) = self.pushes() {
+            pushes.end();
+        }
     }
 
     /// Sends the commands and waits for their replies. A server's error is a reply.

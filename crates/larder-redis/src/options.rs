@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisResult,
+};
 
 use crate::error::ConfigError;
 
@@ -39,6 +41,27 @@ pub struct RedisOptions {
     /// How many messages the journal of a bus keeps, some more at times. Whoever was away for more
     /// of them has to ask for everything anew. Default 100,000, at most 10,000,000.
     pub journal_messages: u32,
+    /// How the bus tells. All processes of a namespace should use the same. Default
+    /// [`BusKind::PubSub`].
+    pub bus: BusKind,
+}
+
+/// How a bus on Redis tells its listeners. Messages are numbered and journalled in the same way, so
+/// that processes of both kinds lose nothing to each other; those with `PubSub` hear of the others at
+/// the next beat only, up to a second later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BusKind {
+    /// Messages are published to a channel. Each listener has a connection of its own.
+    #[default]
+    PubSub,
+    /// The server watches what the connection of the tier reads (`CLIENT TRACKING`, Redis 7 or
+    /// Valkey), and pushes the keys that anybody changes: other processes, `redis-cli`, programs in
+    /// other languages, evictions. Needs no channel and no second connection.
+    ///
+    /// The server remembers up to `tracking-table-max-keys` keys that its clients have read, a million
+    /// by default; beyond that it forgets some and says so, which costs hits.
+    Tracking,
 }
 
 impl Default for RedisOptions {
@@ -50,6 +73,7 @@ impl Default for RedisOptions {
             max_in_flight: 4_096,
             max_value_bytes: 16 << 20,
             journal_messages: 100_000,
+            bus: BusKind::default(),
         }
     }
 }
@@ -67,7 +91,18 @@ pub(crate) struct Plan {
     /// Host and port, or the path of a socket: what messages call the server.
     pub(crate) place: Box<str>,
     pub(crate) database: i64,
+    pub(crate) tracking: Tracking,
     pub(crate) options: RedisOptions,
+}
+
+/// Which of the keys that a connection reads the server watches for it (`CLIENT TRACKING`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tracking {
+    Off,
+    /// Those that it asks for, each time.
+    OptIn,
+    /// All, until somebody else changes them.
+    All,
 }
 
 impl Plan {
@@ -88,8 +123,32 @@ impl Plan {
             config,
             place,
             database,
+            tracking: match options.bus {
+                BusKind::PubSub => Tracking::Off,
+                BusKind::Tracking => Tracking::All,
+            },
             options,
         })
+    }
+
+    /// The same server over a connection on which it watches keys.
+    pub(crate) fn tracking(&self, tracking: Tracking) -> Self {
+        Self {
+            client: self.client.clone(),
+            config: self.config.clone(),
+            place: self.place.clone(),
+            database: self.database,
+            tracking,
+            options: self.options.clone(),
+        }
+    }
+
+    /// A client that speaks RESP3, in which a server pushes.
+    pub(crate) fn pushing_client(&self) -> RedisResult<Client> {
+        let info = self.client.get_connection_info().clone();
+        let settings = info.redis_settings().clone();
+        let settings = settings.set_protocol(ProtocolVersion::RESP3);
+        Client::open(info.set_redis_settings(settings))
     }
 }
 

@@ -97,6 +97,25 @@ impl Replies<'_> {
         Ok(parts.into_iter().filter_map(member).collect())
     }
 
+    /// What TIME says, in milliseconds.
+    pub(crate) fn time(self, reply: Value) -> StoreResult<u64> {
+        let parts = match reply {
+            Value::Array(parts) => parts,
+            other => return Err(self.not_expected(other)),
+        };
+        let number = |part: &Value| match part {
+            Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse::<u64>().ok(),
+            _ => None,
+        };
+        match &parts[..] {
+            [seconds, micros] => number(seconds)
+                .zip(number(micros))
+                .map(|(seconds, micros)| seconds.saturating_mul(1_000) + micros / 1_000)
+                .ok_or_else(|| self.senseless()),
+            _ => Err(self.senseless()),
+        }
+    }
+
     pub(crate) fn count(self, reply: Value) -> StoreResult<u64> {
         match reply {
             Value::Int(count) => Ok(count.try_into().unwrap_or(0)),

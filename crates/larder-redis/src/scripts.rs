@@ -95,6 +95,13 @@ impl Lua {
         self.code
     }
 
+    /// A command that runs the script where the server knows it.
+    pub(crate) fn by_hash(&self, arguments: impl FnOnce(&mut Call)) -> Cmd {
+        let mut call = Call::new("EVALSHA", &self.hash);
+        arguments(&mut call);
+        call.0
+    }
+
     /// Runs the script `count` times in one round trip. `arguments` appends the keys and the
     /// arguments of each run.
     ///

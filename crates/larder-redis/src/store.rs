@@ -7,8 +7,8 @@ use larder::backplane::Backplane;
 use larder::clock::{BoxFuture, Millis};
 use larder::envelope::Header;
 use larder::store::{
-    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreResult,
-    Swept, Tagged, Write,
+    Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Position, Store, StoreError,
+    StoreResult, Swept, Tagged, Write,
 };
 use redis::{Cmd, Value};
 
@@ -24,6 +24,7 @@ use crate::misses::{First, Misses};
 use crate::options::{Plan, RedisOptions};
 use crate::reply::{Moved, Replies, is_not_available, moved};
 use crate::scripts::{Call, ENLIST, EXPIRE, FILL, LEASE, RELEASE, Repeat, SET};
+use crate::watch::Watch;
 
 /// A Redis or Valkey server as a [`Store`].
 ///
@@ -32,6 +33,7 @@ use crate::scripts::{Call, ENLIST, EXPIRE, FILL, LEASE, RELEASE, Repeat, SET};
 /// until it is back, never of [`Redis::new`].
 pub struct Redis {
     connection: Arc<Connection>,
+    watch: Watch,
     max_value_bytes: usize,
     misses: Misses,
 }
@@ -49,8 +51,10 @@ impl Redis {
     /// The same with other options.
     pub fn with_options(url: &str, options: RedisOptions) -> Result<Self, ConfigError> {
         let max_value_bytes = options.max_value_bytes;
+        let plan = Plan::new(url, options)?;
         Ok(Self {
-            connection: Arc::new(Connection::new(Plan::new(url, options)?)),
+            watch: Watch::new(&plan),
+            connection: Arc::new(Connection::new(plan)),
             max_value_bytes,
             misses: Misses::new(),
         })
@@ -344,6 +348,36 @@ impl Redis {
         }
     }
 
+    /// The same, and a message behind it, in one round trip. Whatever does not go by itself goes one
+    /// step after the other: the message must not be the first to get through.
+    async fn move_remove_and_publish(
+        &self,
+        keys: &[Bytes],
+        counter: &Bytes,
+        channel: &str,
+        message: &[u8],
+    ) -> StoreResult<Position> {
+        let in_steps = || StoreError::unsupported("this has to be done one step after the other");
+        let bus = RedisBus::sharing(Arc::clone(&self.connection));
+        if keys.is_empty() || keys.len() > BATCH_COMMANDS || bus.is_watching() {
+            return Err(in_steps());
+        }
+        let publish = bus.to_publish(channel, message)?;
+        let mut commands = move_on(counter).to_vec();
+        commands.push(removal("UNLINK", keys.iter().map(|key| &**key)));
+        commands.push(publish);
+        let batch = Batch::of(commands.into_iter()).carrying(message.len());
+        let batch = batch.running_scripts();
+        let mut replies = self.connection.send_repeatable(batch).await?.into_iter();
+        let moved = moved(replies.by_ref().take(2));
+        match (moved, replies.next(), replies.next()) {
+            (Moved::Yes, Some(Value::Int(_)), Some(position @ Value::BulkString(_))) => {
+                bus.position(position)
+            }
+            _ => Err(in_steps()),
+        }
+    }
+
     /// UNLINK frees large values aside; where the server lacks it or forbids it, DEL does.
     async fn unlink<'k>(&self, keys: impl Iterator<Item = &'k [u8]> + Clone) -> StoreResult<u64> {
         let reply = self.ask(removal("UNLINK", keys.clone())).await?;
@@ -472,6 +506,19 @@ impl Store for Redis {
         Box::pin(self.remove(keys, counter))
     }
 
+    fn delete_and_publish<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: &'a Bytes,
+        channel: &'a str,
+        message: Bytes,
+    ) -> BoxFuture<'a, StoreResult<Position>> {
+        Box::pin(async move {
+            self.move_remove_and_publish(keys, counter, channel, &message)
+                .await
+        })
+    }
+
     fn sweep<'a>(
         &'a self,
         prefix: &'a [u8],
@@ -490,6 +537,10 @@ impl Store for Redis {
         Box::pin(self.note_member(record, member, keep))
     }
 
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.watch.until_changed(keys))
+    }
+
     fn backplane(&self) -> Option<Arc<dyn Backplane>> {
         Some(Arc::new(RedisBus::sharing(Arc::clone(&self.connection))))
     }
@@ -505,6 +556,7 @@ impl Store for Redis {
     fn close(&self) -> BoxFuture<'_, StoreResult<()>> {
         Box::pin(async {
             self.connection.close();
+            self.watch.close();
             Ok(())
         })
     }
@@ -512,7 +564,7 @@ impl Store for Redis {
 
 fn is_fresh(value: &Bytes, stale_at: Millis) -> bool {
     value.len() > Header::LEN
-        && Header::parse(value).is_some_and(|header| header.fresh_until > stale_at)
+        && Header::parse(value).is_some_and(|header| header.is_fresh(stale_at))
 }
 
 /// Whether nothing that stands under the key, and no tag, can forbid the write.

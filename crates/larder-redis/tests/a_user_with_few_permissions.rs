@@ -8,14 +8,20 @@ use std::sync::Arc;
 use common::*;
 use larder::backplane::Replay;
 use larder::store::{LeaseToken, Leased, Position, Store, StoreErrorKind, StoreResult};
-use larder_redis::Redis;
+use larder_redis::{BusKind, Redis, RedisOptions};
 use larder_testkit::{Ear, RedisServer, Reply, Subject, store_suite};
 
-/// The line of the documentation, in words.
-fn documented() -> Vec<&'static str> {
+/// The lines of the documentation, in words: for the tier, for its bus, and for the other bus.
+fn lines() -> [Vec<&'static str>; 3] {
     let text = include_str!("../docs/acl.md");
-    let line = text.lines().find(|line| line.starts_with("ACL SETUSER"));
-    line.unwrap().split(' ').collect()
+    let lines = text.lines().filter(|line| line.starts_with("ACL SETUSER"));
+    let lines: Vec<_> = lines.map(|line| line.split(' ').collect()).collect();
+    lines.try_into().unwrap()
+}
+
+fn documented() -> Vec<&'static str> {
+    let [tier, ..] = lines();
+    tier
 }
 
 fn permissions() -> Vec<&'static str> {
@@ -113,7 +119,13 @@ async fn with_all_of_them_nothing_fails() {
 async fn each_missing_permission_is_a_clear_error() {
     let server = RedisServer::start().unwrap();
     // Larder does without them.
-    let spared = ["unlink", "client|info", "client|kill"];
+    let spared = [
+        "unlink",
+        "client|info",
+        "client|kill",
+        "client|tracking",
+        "client|caching",
+    ];
     for missing in permissions() {
         server.command(&["FLUSHALL"]).unwrap();
         server.command(&["SCRIPT", "FLUSH"]).unwrap();
@@ -146,31 +158,44 @@ async fn each_missing_permission_is_a_clear_error() {
 async fn the_second_line_is_enough_for_the_bus() {
     let server = RedisServer::start().unwrap();
     let store = user_without(&server, None);
-    let text = include_str!("../docs/acl.md");
-    let line = text.lines().rfind(|line| line.starts_with("ACL SETUSER"));
-    let line: Vec<&str> = line.unwrap().split(' ').collect();
+    let [_, line, _] = lines();
     assert_eq!(server.command(&line).unwrap(), Reply::Status("OK".into()));
+    the_bus_works(&store).await;
+    assert_eq!(everything(&store, &server).await, []);
+}
+
+#[tokio::test]
+async fn the_third_line_is_enough_for_the_bus_that_watches() {
+    let server = RedisServer::start().unwrap();
+    drop(user_without(&server, None));
+    let [.., line] = lines();
+    assert_eq!(server.command(&line).unwrap(), Reply::Status("OK".into()));
+    let url = format!("redis://shop:PASSWORD@{}", server.address());
+    let options = RedisOptions {
+        bus: BusKind::Tracking,
+        ..RedisOptions::default()
+    };
+    let store = Redis::with_options(&url, options).unwrap();
+    the_bus_works(&store).await;
+    assert_eq!(everything(&store, &server).await, []);
+}
+
+async fn the_bus_works(store: &Redis) {
     let bus = store.backplane().unwrap();
     let mut listening = Ear::open(bus.clone(), "shop").await;
     assert_ne!(listening.server(), 0);
     let position = bus.publish("shop", "m".into()).await.unwrap();
     assert_eq!(listening.message().await, (Some(position), "m".into()));
-    let replay = bus
-        .replay(
-            "shop",
-            Position {
-                count: 0,
-                ..position
-            },
-            10,
-        )
-        .await;
+    let before = Position {
+        count: 0,
+        ..position
+    };
+    let replay = bus.replay("shop", before, 10).await;
     assert_eq!(
         replay.unwrap(),
         Replay::Complete(vec![(position, "m".into())])
     );
     assert_eq!(bus.beat("shop", "b".into()).await.unwrap(), position);
-    assert_eq!(everything(&store, &server).await, []);
 }
 
 #[tokio::test]

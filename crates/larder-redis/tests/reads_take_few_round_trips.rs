@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use common::*;
-use larder::store::{LeaseToken, Leased, Store};
+use larder::store::{LeaseToken, Leased, Store, StoreErrorKind};
 use larder_redis::Redis;
-use larder_testkit::RedisServer;
+use larder_testkit::{Ear, RedisServer, Reply};
 
 #[tokio::test]
 async fn a_hit_costs_one_plain_command() {
@@ -94,6 +96,76 @@ async fn an_invalidation_is_one_pipeline_of_plain_commands() {
         assert_eq!(calls(&server, command), 1, "{command}");
     }
     assert_eq!(scripts(&server), 0);
+}
+
+#[tokio::test]
+async fn an_invalidation_and_its_message_are_one_pipeline_with_the_message_last() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    let (names, counter) = (["one", "two"].map(key), key("counter"));
+    let bus = store.backplane().unwrap();
+    let mut ear = Ear::open(Arc::clone(&bus), "c").await;
+    bus.publish("c", "teaches the script".into()).await.unwrap();
+    ear.message().await;
+    log_all_commands(&server);
+    // Whoever goes away before the first answer has sent everything by then.
+    server.stop_signal().unwrap();
+    let removal = store.delete_and_publish(&names, &counter, "c", "gone".into());
+    assert!(tokio::time::timeout(BUDGET, removal).await.is_err());
+    server.cont_signal().unwrap();
+    assert_eq!(&ear.message().await.1[..], b"gone");
+    assert_eq!(
+        logged(&server),
+        ["HSETNX", "HINCRBY", "UNLINK", "PUBLISH"],
+        "whoever hears of it must find it done"
+    );
+}
+
+#[tokio::test]
+async fn what_does_not_go_by_itself_is_left_to_be_done_step_by_step() {
+    let server = RedisServer::start().unwrap();
+    let store = store_at(&server);
+    let (names, counter) = (["one"].map(key), key("counter"));
+    let at_once = || store.delete_and_publish(&names, &counter, "c", "gone".into());
+    let unknown_script = at_once().await.unwrap_err();
+    assert_eq!(unknown_script.kind(), StoreErrorKind::Unsupported);
+    let bus = store.backplane().unwrap();
+    let first = bus.publish("c", "teaches the script".into()).await.unwrap();
+    let second = at_once().await.unwrap();
+    assert_eq!(second.count, first.count + 1);
+    server.command(&["SET", "counter", "a string"]).unwrap();
+    let no_counter = at_once().await.unwrap_err();
+    assert_eq!(no_counter.kind(), StoreErrorKind::Unsupported);
+}
+
+fn log_all_commands(server: &RedisServer) {
+    let log_all = ["CONFIG", "SET", "slowlog-log-slower-than", "0"];
+    server.command(&log_all).unwrap();
+    server.command(&["SLOWLOG", "RESET"]).unwrap();
+}
+
+/// The commands of an invalidation that the server logged, scripts' own included, the earliest first.
+fn logged(server: &RedisServer) -> Vec<String> {
+    let Reply::List(entries) = server.command(&["SLOWLOG", "GET", "100"]).unwrap() else {
+        panic!("the log is a list");
+    };
+    let name = |entry: &Reply| {
+        let Reply::List(fields) = entry else {
+            return None;
+        };
+        let Reply::List(command) = &fields[3] else {
+            return None;
+        };
+        let Reply::Bytes(name) = &command[0] else {
+            return None;
+        };
+        Some(String::from_utf8_lossy(name).into_owned())
+    };
+    let names = entries.iter().rev().filter_map(name);
+    let of_interest = ["HSETNX", "HINCRBY", "UNLINK", "PUBLISH"];
+    names
+        .filter(|name| of_interest.contains(&name.as_str()))
+        .collect()
 }
 
 async fn read_fresh(store: &Redis, name: &Bytes, value: &Bytes) {

@@ -1,9 +1,11 @@
 //! The function that a table's triggers call: from templates to PL/pgSQL.
 
+use larder::{Template, TemplateKind};
+
 use crate::config::Wake;
 use crate::quote::{ident, literal};
 use crate::table::TableName;
-use crate::template::{Kind, Template};
+use crate::template::expression;
 
 /// How the triggers of a table see what changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +84,8 @@ fn select(template: &Template, rows: &Rows<'_>) -> String {
         Rows::In(_) => "r",
         Rows::One(variable) => variable,
     };
-    let change = template.expression(alias);
-    let mut columns: Vec<&str> = template.columns().collect();
+    let change = expression(template, alias);
+    let mut columns: Vec<&str> = template.fields().collect();
     columns.sort_unstable();
     columns.dedup();
     let known: Vec<String> = columns
@@ -106,16 +108,16 @@ fn select(template: &Template, rows: &Rows<'_>) -> String {
 fn of_all_rows(table: &TableName, templates: &[Template]) -> Vec<String> {
     let mut selects: Vec<String> = Vec::new();
     for template in templates {
-        let select = match (template.kind, &template.cache) {
-            (Kind::Key | Kind::Expire | Kind::Pattern, Some(cache))
-                if template.columns().next().is_some() =>
+        let select = match (template.kind(), template.cache()) {
+            (TemplateKind::Key | TemplateKind::Expire | TemplateKind::Pattern, Some(cache))
+                if template.fields().next().is_some() =>
             {
                 format!("SELECT ARRAY['cache', {}]", literal(cache))
             }
-            (Kind::Tag, _) if template.columns().next().is_some() => {
+            (TemplateKind::Tag, _) if template.fields().next().is_some() => {
                 select(template, &Rows::In(&table.sql()))
             }
-            _ => format!("SELECT {}", template.expression("r")),
+            _ => format!("SELECT {}", expression(template, "r")),
         };
         if !selects.contains(&select) {
             selects.push(select);
@@ -138,7 +140,7 @@ mod tests {
         ];
         let templates: Vec<_> = mappings
             .iter()
-            .map(|mapping| Template::parse(mapping).unwrap())
+            .map(|mapping| crate::template::parse(mapping).unwrap())
             .collect();
         function_body("feed", &table, &templates, view, Wake::Notify)
     }

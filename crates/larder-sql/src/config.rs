@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use larder::Template;
+
 use crate::error::{FeedError, Result};
 use crate::table::TableName;
-use crate::template::Template;
+use crate::template;
 
 /// Which tables a feed watches, and what a change of a row invalidates.
 ///
@@ -264,7 +266,7 @@ fn watched(config: TableConfig) -> Result<Watched> {
         config.invalidate.len(),
         MOST_MAPPINGS,
     )?;
-    let templates: Result<Vec<_>, _> = config.invalidate.iter().map(Template::parse).collect();
+    let templates: Result<Vec<_>, _> = config.invalidate.iter().map(template::parse).collect();
     let templates = templates.map_err(about)?;
     Ok(Watched { name, templates })
 }

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use larder::Template;
+
 use crate::body::{NEW_ROWS, OLD_ROWS, View, function_body, outbox};
 use crate::catalog::{Catalog, Function, Installed, MARK, Schema, Table, Trigger};
 use crate::config::{Checked, Watched};
 use crate::error::{FeedError, FeedErrorKind, Result};
 use crate::quote::{dollar, ident, in_comment, literal};
 use crate::table::{TableName, fnv};
-use crate::template::Template;
 
 /// The shape of the feed's own tables. A change of it raises the number.
 pub(crate) const FORMAT: i32 = 1;
@@ -281,7 +282,7 @@ fn check_table<'a>(config: &Checked, catalog: &'a Catalog, watched: &Watched) ->
     for template in &watched.templates {
         check_columns(name, table, template)?;
     }
-    let has_columns = |template: &Template| template.columns().next().is_some();
+    let has_columns = |template: &Template| template.fields().next().is_some();
     if !table.readable && watched.templates.iter().any(has_columns) {
         return Err(FeedError::new(
             FeedErrorKind::Denied,
@@ -292,7 +293,7 @@ fn check_table<'a>(config: &Checked, catalog: &'a Catalog, watched: &Watched) ->
 }
 
 fn check_columns(name: &TableName, table: &Table, template: &Template) -> Result<()> {
-    for column in template.columns() {
+    for column in template.fields() {
         let Some((shown, category)) = table.columns.get(column) else {
             let all: Vec<&str> = table.columns.keys().take(20).map(String::as_str).collect();
             let column = column.escape_debug();

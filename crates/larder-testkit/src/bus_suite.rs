@@ -101,6 +101,7 @@ pub struct BusSubject {
     peer: Option<Arc<dyn Backplane>>,
     prefix: String,
     journal_messages: usize,
+    late_beats: bool,
     forge: Option<Box<Forge>>,
     /// Whatever must live as long as the bus. Declared last, so that it is dropped last.
     keep: Vec<Box<dyn Any + Send + Sync>>,
@@ -116,6 +117,7 @@ impl BusSubject {
             peer: None,
             prefix: String::new(),
             journal_messages: 10_000,
+            late_beats: false,
             forge: None,
             keep: Vec::new(),
         }
@@ -141,6 +143,15 @@ impl BusSubject {
     pub fn with_journal(self, messages: usize) -> Self {
         Self {
             journal_messages: messages,
+            ..self
+        }
+    }
+
+    /// A beat may be told behind messages that were published after it, with the position of the last
+    /// message that was told.
+    pub fn with_late_beats(self) -> Self {
+        Self {
+            late_beats: true,
             ..self
         }
     }

@@ -1,7 +1,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -34,6 +34,8 @@ pub enum LinkFault {
     None,
     /// Bytes arrive this much later. Bandwidth stays, up to 1 MiB on the way.
     Delay(Duration),
+    /// Bytes are held back, and those of a connection arrive together once the fault is another one.
+    Hold,
     /// Bytes vanish while the connection stays open, as behind a firewall that drops packets.
     Blackhole,
     /// So many more bytes of each connection arrive, then the connection is closed.
@@ -74,6 +76,8 @@ struct Shared {
     door: watch::Sender<Door>,
     accepted: AtomicUsize,
     open: AtomicUsize,
+    /// Bytes that were received, by direction.
+    received: [AtomicU64; 2],
 }
 
 /// What every connection watches.
@@ -137,6 +141,7 @@ impl ChaosProxy {
             }),
             accepted: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            received: Default::default(),
         });
         let task = tokio::spawn(serve(shared.clone(), address, listener)).abort_handle();
         Ok(Self {
@@ -192,6 +197,11 @@ impl ChaosProxy {
     /// How many connections are open now.
     pub fn open_connections(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes were received that go this way, whatever became of them.
+    pub fn received(&self, direction: Direction) -> u64 {
+        self.shared.received[direction as usize].load(Ordering::SeqCst)
     }
 
     async fn want(&self, welcome: Welcome) {
@@ -314,8 +324,9 @@ async fn connection(open: Open, mut client: TcpStream) {
     let through = {
         let (from_client, to_client) = client.split();
         let (from_upstream, to_upstream) = upstream.split();
-        let there = Pump::new(Direction::ToUpstream, shared).run(from_client, to_upstream);
-        let back = Pump::new(Direction::ToClient, shared).run(from_upstream, to_client);
+        let pump = |direction| Pump::new(direction, shared);
+        let there = pump(Direction::ToUpstream).run(shared, from_client, to_upstream);
+        let back = pump(Direction::ToClient).run(shared, from_upstream, to_client);
         tokio::select! {
             _ = async { tokio::try_join!(there, back) } => Through::Closed,
             _ = settings.wait_for(|settings| settings.resets != open.resets) => Through::Reset,
@@ -367,18 +378,32 @@ impl Pump {
     /// Moves bytes until the sender has said its last; the receiver then hears that too.
     async fn run(
         mut self,
+        shared: &Shared,
         from: impl AsyncRead + Unpin,
         mut to: impl AsyncWrite + Unpin,
     ) -> Result<(), Cut> {
-        let (queue, mut arrivals) = mpsc::channel(QUEUE);
+        let received = &shared.received[self.direction as usize];
+        let (queue, mut arrivals) = mpsc::channel::<Chunk>(QUEUE);
         let send = async {
-            while let Some(chunk) = arrivals.recv().await {
+            while let Some(mut chunk) = arrivals.recv().await {
+                if self.was_held().await? {
+                    chunk.bytes = joined(chunk.bytes, &mut arrivals);
+                }
                 self.deliver(chunk, &mut to).await?;
             }
             self.outlast_blackhole().await?;
             to.shutdown().await.map_err(|_| Cut)
         };
-        tokio::try_join!(receive(from, queue), send).map(|_| ())
+        tokio::try_join!(receive(from, queue, received), send).map(|_| ())
+    }
+
+    /// Waits while bytes are held back; whether they were.
+    async fn was_held(&mut self) -> Result<bool, Cut> {
+        let at = self.direction as usize;
+        let is_held = |settings: &Settings| settings.links[at].fault == LinkFault::Hold;
+        let held = is_held(&self.settings.borrow());
+        let passing = self.settings.wait_for(|settings| !is_held(settings)).await;
+        passing.map(|_| held).map_err(|_| Cut)
     }
 
     /// Where bytes vanish, the news that a connection ended vanishes too.
@@ -403,6 +428,7 @@ impl Pump {
             match link.fault {
                 LinkFault::None => return write(to, &chunk.bytes).await,
                 LinkFault::Blackhole => return Ok(()),
+                LinkFault::Hold => drop(self.was_held().await?),
                 LinkFault::Delay(delay) => {
                     if self.undisturbed(sleep_until(chunk.arrived + delay)).await? {
                         return write(to, &chunk.bytes).await;
@@ -454,7 +480,20 @@ impl Pump {
     }
 }
 
-async fn receive(mut from: impl AsyncRead + Unpin, queue: mpsc::Sender<Chunk>) -> Result<(), Cut> {
+/// What was held back, in one piece.
+fn joined(first: Bytes, arrivals: &mut mpsc::Receiver<Chunk>) -> Bytes {
+    let mut bytes = BytesMut::from(first);
+    while let Ok(chunk) = arrivals.try_recv() {
+        bytes.extend_from_slice(&chunk.bytes);
+    }
+    bytes.freeze()
+}
+
+async fn receive(
+    mut from: impl AsyncRead + Unpin,
+    queue: mpsc::Sender<Chunk>,
+    received: &AtomicU64,
+) -> Result<(), Cut> {
     loop {
         let mut buffer = BytesMut::with_capacity(CHUNK);
         // A reset by the sender arrives as an orderly end; `reset_connections` is for the other.
@@ -465,7 +504,9 @@ async fn receive(mut from: impl AsyncRead + Unpin, queue: mpsc::Sender<Chunk>) -
             bytes: buffer.freeze(),
             arrived: Instant::now(),
         };
+        let length = chunk.bytes.len() as u64;
         queue.send(chunk).await.map_err(|_| Cut)?;
+        received.fetch_add(length, Ordering::SeqCst);
     }
 }
 

@@ -61,9 +61,12 @@ impl Ear {
     /// Begins to listen, and returns once [`Notice::Listening`] came.
     pub async fn open(bus: Arc<dyn Backplane>, channel: &str) -> Self {
         let mut ear = Self::begin(bus, channel);
-        match ear.next().await {
-            Notice::Listening { server } => ear.server = Some(server),
-            other => panic!("{other:?} came before Listening"),
+        while ear.server.is_none() {
+            match ear.next().await {
+                Notice::Listening { server } => ear.server = Some(server),
+                Notice::Watching => {}
+                other => panic!("{other:?} came before Listening"),
+            }
         }
         ear
     }

@@ -34,6 +34,8 @@ pub enum Operation {
     Sweep,
     /// [`Store::enlist`]
     Enlist,
+    /// [`Store::changed`]
+    Changed,
     /// [`Store::ping`]
     Ping,
     /// [`Store::close`]
@@ -42,7 +44,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Get,
         Self::Lease,
         Self::Fill,
@@ -52,6 +54,7 @@ impl Operation {
         Self::Delete,
         Self::Sweep,
         Self::Enlist,
+        Self::Changed,
         Self::Ping,
         Self::Close,
     ];
@@ -280,6 +283,10 @@ impl<S: Store> Store for FaultyStore<S> {
     ) -> BoxFuture<'a, StoreResult<Vec<u32>>> {
         let work = self.store().enlist(record, member, keep);
         Box::pin(self.meet(Operation::Enlist, work))
+    }
+
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.meet(Operation::Changed, self.store().changed(keys)))
     }
 
     fn backplane(&self) -> Option<Arc<dyn Backplane>> {

@@ -18,7 +18,7 @@
 //! In reading order: [`larder()`] and [`settle`] · [`ManualClock`] · [`Gate`] and [`LoadCounter`]
 //! for loaders · [`MemoryStore`] and [`FaultyStore`] as tiers · [`FaultyBus`] and
 //! [`Ear`] between processes · [`store_suite!`] and [`bus_suite!`] · [`RedisServer`] and
-//! [`PostgresServer`] · [`Twin`], another process · [`ChaosProxy`] in front of servers · `SmallDisk`
+//! [`PostgresServer`] · [`Twin`], another process, and [`Peer`], one that answers · [`ChaosProxy`] in front of servers · `SmallDisk`
 //! (Linux) · [`seeds`] for bounded random tests.
 
 #![forbid(unsafe_code)]
@@ -35,6 +35,8 @@ mod larders;
 mod load_counter;
 mod manual_clock;
 mod memory_store;
+mod moved_clock;
+mod peer;
 mod ports;
 mod postgres_server;
 mod redis_server;
@@ -57,6 +59,8 @@ pub use larders::{larder, larder_with, settle};
 pub use load_counter::{Load, LoadCounter};
 pub use manual_clock::ManualClock;
 pub use memory_store::MemoryStore;
+pub use moved_clock::Offset;
+pub use peer::{NoAnswer, Peer};
 pub use postgres_server::PostgresServer;
 pub use redis_server::RedisServer;
 pub use resp::Reply;

@@ -10,6 +10,7 @@ use larder::store::{
     Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, Position, Store, StoreError,
     StoreResult, Swept, TagRecord, Tagged, Write,
 };
+use tokio::sync::watch;
 
 /// The plainest correct [`Store`]: one map behind one lock, with the time of the clock it is given.
 ///
@@ -20,6 +21,8 @@ use larder::store::{
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
     keys: Mutex<HashMap<Bytes, Entry>>,
+    /// How many changes there were.
+    changes: watch::Sender<u64>,
 }
 
 struct Entry {
@@ -41,6 +44,7 @@ impl MemoryStore {
         Self {
             clock,
             keys: Mutex::new(HashMap::new()),
+            changes: watch::Sender::new(0),
         }
     }
 
@@ -69,6 +73,24 @@ impl MemoryStore {
         change(&mut Keys {
             keys: &mut keys,
             now,
+        })
+    }
+
+    /// The same, and wakes those who wait for a change.
+    fn change<T>(&self, change: impl FnOnce(&mut Keys<'_>) -> T) -> T {
+        let changed = self.at_once(change);
+        self.changes.send_modify(|changes| *changes += 1);
+        changed
+    }
+
+    /// What stands under the keys, and when the first of the leases ends that all of them hold;
+    /// `None` if one holds none.
+    fn leases(&self, keys: &[Bytes]) -> Option<(Vec<Option<Bytes>>, Millis)> {
+        self.at_once(|held| {
+            let ends = keys.iter().map(|key| held.leased_until(key));
+            let first = ends.min().flatten()?;
+            let found = keys.iter().map(|key| held.get(key).cloned()).collect();
+            Some((found, first))
         })
     }
 }
@@ -110,14 +132,14 @@ impl Store for MemoryStore {
         request: &'a LeaseRequest,
     ) -> BoxFuture<'a, StoreResult<Vec<Leased>>> {
         Box::pin(async move {
-            self.at_once(|held| keys.iter().map(|key| held.lease(key, request)).collect())
+            self.change(|held| keys.iter().map(|key| held.lease(key, request)).collect())
         })
     }
 
     fn fill<'a>(&'a self, fills: &'a [Fill]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(async move {
             check_lengths(fills.iter().map(|fill| &fill.value))?;
-            self.at_once(|held| fills.iter().map(|fill| held.fill(fill)).collect())
+            self.change(|held| fills.iter().map(|fill| held.fill(fill)).collect())
         })
     }
 
@@ -127,7 +149,7 @@ impl Store for MemoryStore {
         token: LeaseToken,
     ) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
-            self.at_once(|held| keys.iter().for_each(|key| held.release(key, token)));
+            self.change(|held| keys.iter().for_each(|key| held.release(key, token)));
             Ok(())
         })
     }
@@ -135,13 +157,13 @@ impl Store for MemoryStore {
     fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(async move {
             check_lengths(writes.iter().map(|write| &write.value))?;
-            self.at_once(|held| writes.iter().map(|write| held.set(write)).collect())
+            self.change(|held| writes.iter().map(|write| held.set(write)).collect())
         })
     }
 
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
-            self.at_once(|held| keys.iter().for_each(|key| held.expire(key, wall)));
+            self.change(|held| keys.iter().for_each(|key| held.expire(key, wall)));
             Ok(())
         })
     }
@@ -152,7 +174,7 @@ impl Store for MemoryStore {
         counter: Option<&'a Bytes>,
     ) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
-            self.at_once(|held| {
+            self.change(|held| {
                 counter.iter().for_each(|counter| held.move_on(counter));
                 keys.iter().for_each(|key| held.remove(key));
             });
@@ -173,7 +195,7 @@ impl Store for MemoryStore {
             for step in keys.chunks(Self::SWEEP_STEP) {
                 let gone: Vec<_> = step.iter().filter(|key| condemned(key)).collect();
                 swept.seen += step.len() as u64;
-                swept.removed += self.at_once(|held| held.remove_live(&gone));
+                swept.removed += self.change(|held| held.remove_live(&gone));
                 progress(swept);
             }
             Ok(swept)
@@ -187,6 +209,26 @@ impl Store for MemoryStore {
         keep: Duration,
     ) -> BoxFuture<'a, StoreResult<Vec<u32>>> {
         Box::pin(async move { self.at_once(|held| held.enlist(record, member, keep)) })
+    }
+
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            let mut changes = self.changes.subscribe();
+            let Some((before, first_end)) = self.leases(keys) else {
+                return Ok(());
+            };
+            let left = first_end.saturating_sub(self.clock.monotonic());
+            let mut end = self.clock.sleep(Duration::from_millis(left));
+            loop {
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    () = &mut end => return Ok(()),
+                }
+                if self.leases(keys).is_none_or(|(now, _)| now != before) {
+                    return Ok(());
+                }
+            }
+        })
     }
 
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
@@ -214,6 +256,13 @@ impl Keys<'_> {
         Held::of(self.get(key))
     }
 
+    /// When the lease on the key ends, if there is one now.
+    fn leased_until(&self, key: &Bytes) -> Option<Millis> {
+        let header = self.held(key).header()?;
+        let until = header.lease.map(|_| header.lease_until)?;
+        (until > self.now).then_some(until)
+    }
+
     /// The token that may fill the key now.
     fn holder(&self, key: &Bytes) -> Option<LeaseToken> {
         let header = self.held(key).header()?;
@@ -224,7 +273,7 @@ impl Keys<'_> {
         let held = self.held(key);
         let value = self.get(key).map(|value| cut(value, request.limit));
         let stale = match held {
-            Held::Value(header) if header.fresh_until > request.stale_at => {
+            Held::Value(header) if header.is_fresh(request.stale_at) => {
                 return Ok(Leased::Value(value.unwrap_or_default()));
             }
             Held::Value(_) => value,
@@ -313,10 +362,13 @@ impl Keys<'_> {
     }
 
     fn expire(&mut self, key: &Bytes, wall: Millis) {
+        if self.held(key).header().is_none() {
+            return self.remove(key);
+        }
         self.end_lease(key);
-        self.rewrite(key, |header| {
-            header.fresh_until = header.fresh_until.min(wall);
-        });
+        if matches!(self.held(key), Held::Value(_)) {
+            self.rewrite(key, |header| *header = header.expired_at(wall));
+        }
     }
 
     /// Takes the lease out of the header; removes a placeholder that says nothing else.

@@ -63,13 +63,23 @@ impl PostgresServer {
     /// The same with further arguments, such as `["-c", "max_prepared_transactions=4"]`.
     pub fn start_with(args: &[&str]) -> Result<Self, Error> {
         let programs = Programs::find()?;
-        let dir = tempfile::Builder::new()
-            .prefix("larder-postgres-")
-            .tempdir()
-            .map_err(|e| Error::io("cannot make a directory for PostgreSQL", e))?;
-        programs.give(dir.path())?;
+        let dir = programs.directory()?;
         programs.initialise(dir.path())?;
-        let args: Vec<String> = args.iter().map(|&arg| arg.into()).collect();
+        let args = args.iter().map(|&arg| arg.into()).collect();
+        Self::launch_in(programs, args, dir)
+    }
+
+    /// Copies the server and starts the copy as a standby that streams from it and answers reads,
+    /// on a port of its own. Databases and users are those of this server.
+    ///
+    /// `SELECT pg_wal_replay_pause()` there makes it lag.
+    pub fn start_standby(&self) -> Result<Self, Error> {
+        let dir = self.programs.directory()?;
+        self.programs.copy(self.port, dir.path())?;
+        Self::launch_in(self.programs.clone(), self.args.clone(), dir)
+    }
+
+    fn launch_in(programs: Programs, args: Vec<String>, dir: TempDir) -> Result<Self, Error> {
         let mut last = None;
         for _ in 0..PORT_ATTEMPTS {
             let port = ports::free()?;
@@ -233,6 +243,7 @@ impl Drop for PostgresServer {
 /// The programs of one installation, and whom they run as.
 #[derive(Clone, Debug)]
 struct Programs {
+    basebackup: PathBuf,
     initdb: PathBuf,
     postgres: PathBuf,
     psql: PathBuf,
@@ -249,6 +260,7 @@ impl Programs {
             )
         })?;
         Ok(Self {
+            basebackup: folder.join("pg_basebackup"),
             initdb: folder.join("initdb"),
             postgres: folder.join("postgres"),
             psql: folder.join("psql"),
@@ -258,6 +270,16 @@ impl Programs {
                 None
             },
         })
+    }
+
+    /// A new directory of whom the server runs as.
+    fn directory(&self) -> Result<TempDir, Error> {
+        let dir = tempfile::Builder::new()
+            .prefix("larder-postgres-")
+            .tempdir()
+            .map_err(|e| Error::io("cannot make a directory for PostgreSQL", e))?;
+        self.give(dir.path())?;
+        Ok(dir)
     }
 
     /// Hands the directory to whom the server runs as.
@@ -281,18 +303,23 @@ impl Programs {
 
     /// Makes the files of a new server in `data` below `dir`.
     fn initialise(&self, dir: &Path) -> Result<(), Error> {
-        let output = self
-            .command(Command::new(&self.initdb), dir)
+        let mut initdb = self.command(Command::new(&self.initdb), dir);
+        initdb
             .args(["--username", USER, "--auth", "trust", "--no-sync"])
             .args(["--encoding", "UTF8", "--locale", "C", "--pgdata"])
-            .arg(dir.join("data"))
-            .output()
-            .map_err(|e| Error::io("cannot start initdb", e))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(Error::new(format!("initdb: {}", said.trim_end())))
+            .arg(dir.join("data"));
+        run("initdb", initdb)
+    }
+
+    /// Makes the files of a standby of the server on `port` in `data` below `dir`.
+    fn copy(&self, port: u16, dir: &Path) -> Result<(), Error> {
+        let mut basebackup = self.command(Command::new(&self.basebackup), dir);
+        basebackup
+            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--username", USER, "--write-recovery-conf"])
+            .args(["--checkpoint", "fast", "--no-sync", "--pgdata"])
+            .arg(dir.join("data"));
+        run("pg_basebackup", basebackup)
     }
 
     fn spawn(&self, port: u16, args: &[String], dir: &Path) -> Result<Child, Error> {
@@ -312,6 +339,18 @@ impl Programs {
             .stderr(log);
         spawner::spawn(command).map_err(|e| Error::io("cannot start PostgreSQL", e))
     }
+}
+
+/// Runs a program to its end; the error is what it complained about.
+fn run(name: &str, mut command: Command) -> Result<(), Error> {
+    let output = command
+        .output()
+        .map_err(|e| Error::io(format!("cannot start {name}"), e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::new(format!("{name}: {}", said.trim_end())))
 }
 
 /// Where the programs are: the newest version that Debian's packages installed, else on `PATH`.
@@ -376,7 +415,8 @@ fn launch(programs: &Programs, port: u16, args: &[String], dir: &Path) -> Result
     }
 }
 
-/// Waits until the file that the server keeps about itself names this process and says `ready`.
+/// Waits until the file that the server keeps about itself names this process and says `ready`, or
+/// `standby`, which is what one that answers reads says.
 fn await_ready(child: &mut Child, dir: &Path) -> Result<(), String> {
     let file = dir.join("data/postmaster.pid");
     let ours = child.id().to_string();
@@ -386,7 +426,11 @@ fn await_ready(child: &mut Child, dir: &Path) -> Result<(), String> {
         }
         let text = std::fs::read_to_string(&file).unwrap_or_default();
         let mut lines = text.lines().map(str::trim);
-        if lines.next() == Some(&ours) && lines.next_back() == Some("ready") {
+        if lines.next() == Some(&ours)
+            && lines
+                .next_back()
+                .is_some_and(|state| ["ready", "standby"].contains(&state))
+        {
             return Ok(());
         }
         pause();

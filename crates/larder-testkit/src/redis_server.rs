@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::moved_clock::{MovedClock, Offset};
 use crate::{Error, Reply, child, ports, resp, spawner};
 
 /// A real `redis-server` of this test alone: its own port on 127.0.0.1, its own directory, nothing
@@ -29,6 +30,7 @@ pub struct RedisServer {
     port: u16,
     password: Option<String>,
     args: Vec<String>,
+    clock: Option<MovedClock>,
     child: Mutex<Child>,
     dir: TempDir,
 }
@@ -43,6 +45,8 @@ const READY_PAUSE: Duration = Duration::from_millis(5);
 /// How long [`RedisServer::command`] waits: long for a busy machine, short enough for a test of a
 /// stopped server to fail with a sentence.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(10);
+/// How far the clock of a server may be from where it was moved to, in milliseconds.
+const CLOCK_TOLERANCE_MILLIS: i64 = 20_000;
 
 impl RedisServer {
     /// Starts a server on a free port and waits until it answers.
@@ -55,21 +59,58 @@ impl RedisServer {
     /// A password given as `["--requirepass", "secret"]` is used by [`RedisServer::url`] and
     /// [`RedisServer::command`].
     pub fn start_with(args: &[&str]) -> Result<Self, Error> {
+        Self::begin(args, Clockwork::Machine)
+    }
+
+    /// Starts a server whose clock [`RedisServer::move_clock`] moves, with further arguments as for
+    /// [`RedisServer::start_with`]. Until then it goes like the machine's.
+    ///
+    /// A small library is built with `cc` and loaded in front of the server's C library, so this
+    /// needs a C compiler and a `redis-server` that is linked dynamically, as Debian's is. It is an
+    /// error if the clock turns out not to move.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use larder_testkit::{Offset, RedisServer, Reply};
+    ///
+    /// let server = RedisServer::start_with_clock(&[])?;
+    /// server.command(&["SET", "soon gone", "x", "EX", "60"])?;
+    /// server.move_clock(Offset::Ahead(Duration::from_secs(3_600)))?;
+    /// assert_eq!(server.command(&["GET", "soon gone"])?, Reply::Nil);
+    /// # Ok::<(), larder_testkit::Error>(())
+    /// ```
+    pub fn start_with_clock(args: &[&str]) -> Result<Self, Error> {
+        let server = Self::begin(args, Clockwork::Moved)?;
+        // A server on which the library has no effect fails here and not in the middle of a test.
+        let hour = Duration::from_secs(3_600);
+        for offset in [Offset::Ahead(hour), Offset::Behind(hour)] {
+            server.move_clock(offset)?;
+        }
+        server.move_clock(Offset::Ahead(Duration::ZERO))?;
+        Ok(server)
+    }
+
+    fn begin(args: &[&str], clockwork: Clockwork) -> Result<Self, Error> {
         let dir = tempfile::Builder::new()
             .prefix("larder-redis-")
             .tempdir()
             .map_err(|e| Error::io("cannot make a directory for redis-server", e))?;
+        let clock = match clockwork {
+            Clockwork::Machine => None,
+            Clockwork::Moved => Some(MovedClock::build(dir.path())?),
+        };
         let args: Vec<String> = args.iter().map(|&arg| arg.into()).collect();
         let password = password_in(&args);
         let mut last = None;
         for _ in 0..PORT_ATTEMPTS {
             let port = ports::free()?;
-            match launch(port, password.as_deref(), &args, &dir) {
+            match launch(port, password.as_deref(), &args, clock.as_ref(), &dir) {
                 Ok(child) => {
                     return Ok(Self {
                         port,
                         password,
                         args,
+                        clock,
                         child: Mutex::new(child),
                         dir,
                     });
@@ -79,6 +120,39 @@ impl RedisServer {
             }
         }
         Err(last.unwrap_or_else(|| Error::new("no port for redis-server")))
+    }
+
+    /// Moves the clock of a server that was started with one, so that it differs from the machine's
+    /// by `offset` from now on, and checks that it does. A restart keeps the offset.
+    pub fn move_clock(&self, offset: Offset) -> Result<(), Error> {
+        let clock = self.clock.as_ref().ok_or_else(|| {
+            Error::new("this redis-server goes by the machine's clock; see start_with_clock")
+        })?;
+        clock.set(offset)?;
+        let (here, there) = (wall_millis(), self.clock_millis()?);
+        let off = there - here - offset.millis();
+        if off.abs() > CLOCK_TOLERANCE_MILLIS {
+            return Err(Error::new(format!(
+                "the clock of redis-server does not move as it is told: {off} ms off {offset:?}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The time of day by the server's clock, in milliseconds since the epoch.
+    pub fn clock_millis(&self) -> Result<i64, Error> {
+        let reply = self.command(&["TIME"])?;
+        let Reply::List(parts) = &reply else {
+            return Err(Error::new(format!("TIME answers {reply:?}")));
+        };
+        let number = |part: Option<&Reply>| match part {
+            Some(Reply::Bytes(text)) => std::str::from_utf8(text).ok()?.parse::<i64>().ok(),
+            _ => None,
+        };
+        match (number(parts.first()), number(parts.get(1))) {
+            (Some(seconds), Some(micros)) => Ok(seconds * 1_000 + micros / 1_000),
+            _ => Err(Error::new(format!("TIME answers {reply:?}"))),
+        }
     }
 
     /// The URL for clients: `redis://127.0.0.1:PORT`, with the password where there is one.
@@ -134,7 +208,8 @@ impl RedisServer {
         child::end(&mut child);
         let mut last = None;
         for _ in 0..RESTART_ATTEMPTS {
-            match launch(self.port, self.password.as_deref(), &self.args, &self.dir) {
+            let (password, clock) = (self.password.as_deref(), self.clock.as_ref());
+            match launch(self.port, password, &self.args, clock, &self.dir) {
                 Ok(started) => {
                     *child = started;
                     return Ok(());
@@ -169,6 +244,13 @@ impl Drop for RedisServer {
     }
 }
 
+/// Whose time a server goes by.
+#[derive(Clone, Copy)]
+enum Clockwork {
+    Machine,
+    Moved,
+}
+
 /// Why a start failed: somebody else's port is worth another try, everything else is not.
 enum Launch {
     PortTaken(Error),
@@ -179,9 +261,10 @@ fn launch(
     port: u16,
     password: Option<&str>,
     args: &[String],
+    clock: Option<&MovedClock>,
     dir: &TempDir,
 ) -> Result<Child, Launch> {
-    let mut child = spawn(port, args, dir).map_err(Launch::Failed)?;
+    let mut child = spawn(port, args, clock, dir).map_err(Launch::Failed)?;
     match await_ready(&mut child, port, password) {
         Ok(()) => Ok(child),
         Err(why) => {
@@ -199,7 +282,12 @@ fn launch(
     }
 }
 
-fn spawn(port: u16, args: &[String], dir: &TempDir) -> Result<Child, Error> {
+fn spawn(
+    port: u16,
+    args: &[String],
+    clock: Option<&MovedClock>,
+    dir: &TempDir,
+) -> Result<Child, Error> {
     let program = spawner::find("redis-server").ok_or_else(|| {
         Error::new(
             "redis-server is not on PATH; `cargo xtask provision` installs it, \
@@ -218,6 +306,9 @@ fn spawn(port: u16, args: &[String], dir: &TempDir) -> Result<Child, Error> {
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(in_dir)?)
         .stderr(log);
+    if let Some(clock) = clock {
+        clock.govern(&mut command);
+    }
     spawner::spawn(command).map_err(|e| Error::io("cannot start redis-server", e))
 }
 
@@ -256,4 +347,10 @@ fn pause() {
 fn password_in(args: &[String]) -> Option<String> {
     let at = args.iter().position(|arg| arg == "--requirepass")?;
     args.get(at + 1).cloned()
+}
+
+fn wall_millis() -> i64 {
+    use larder::clock::{Clock as _, SystemClock};
+
+    i64::try_from(SystemClock::new().wall()).unwrap_or(i64::MAX)
 }

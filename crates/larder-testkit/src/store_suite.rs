@@ -28,6 +28,7 @@ mod releasing;
 mod sweeping;
 mod tagging;
 mod versioning;
+mod waking;
 mod whole;
 mod writing;
 
@@ -40,6 +41,7 @@ pub use releasing::*;
 pub use sweeping::*;
 pub use tagging::*;
 pub use versioning::*;
+pub use waking::*;
 pub use whole::*;
 pub use writing::*;
 
@@ -85,6 +87,13 @@ macro_rules! store_suite {
             one_of_many_concurrent_readers_gets_the_lease
             a_lease_ends_when_its_time_is_over
             a_lease_neither_prolongs_nor_shortens_a_stale_value
+            // Waiting for the end of a lease
+            a_wait_ends_with_whatever_ends_the_lease
+            a_wait_for_a_lease_that_is_gone_ends_at_once
+            a_wait_for_a_lease_that_stands_takes_a_while
+            a_wait_ends_with_the_time_of_the_lease
+            no_end_of_a_lease_is_missed
+            a_dropped_wait_leaves_nothing_behind
             // Filling
             a_fill_with_the_token_is_stored_and_ends_the_lease
             a_fill_without_the_token_is_refused
@@ -104,7 +113,9 @@ macro_rules! store_suite {
             set_replaces_whatever_was_there
             expire_makes_stale_and_keeps_the_rest
             expire_never_makes_a_value_fresher
+            what_is_expired_is_stale_by_every_clock
             expire_removes_a_placeholder_and_adds_nothing
+            expire_removes_what_cannot_be_read
             delete_removes_values_and_leases
             a_value_is_gone_when_its_time_to_live_is_over
             extreme_times_are_taken
@@ -462,6 +473,16 @@ fn ok<T>(what: &str, result: larder::store::StoreResult<T>) -> T {
 
 fn token() -> LeaseToken {
     LeaseToken::random()
+}
+
+/// The same value, made stale by hand at `wall`, with its lease taken away.
+fn expired(value: &Bytes, wall: Millis) -> Bytes {
+    let mut bytes = value.to_vec();
+    let until = Header::parse(value).map_or(0, |header| header.fresh_until.min(wall));
+    bytes[Header::EXPIRED_AT] = 1;
+    bytes[Header::LEASE_AT..Header::FRESH_UNTIL_AT].fill(0);
+    bytes[Header::FRESH_UNTIL_AT..Header::STALE_UNTIL_AT].copy_from_slice(&until.to_be_bytes());
+    bytes.into()
 }
 
 /// An envelope whose body means nothing: a store must not look behind the header.

@@ -171,6 +171,27 @@ async fn a_throttle_lets_bytes_pass_slowly_and_whole() {
 }
 
 #[tokio::test]
+async fn what_is_held_back_arrives_whole_and_at_once() {
+    let mut line = Line::new().await;
+    line.proxy.inject([Direction::ToClient], LinkFault::Hold);
+    for piece in [&b"one "[..], b"two ", b"three"] {
+        let received = line.proxy.received(Direction::ToClient);
+        line.server.write_all(piece).await.unwrap();
+        while line.proxy.received(Direction::ToClient) == received {
+            tokio::task::yield_now().await;
+        }
+    }
+    let mut found = [0; 100];
+    let early = timeout(Duration::from_millis(50), line.client.read(&mut found));
+    assert!(early.await.is_err(), "held back");
+    line.proxy.heal();
+    let length = line.client.read(&mut found).await.unwrap();
+    assert_eq!(&found[..length], b"one two three");
+    line.server.write_all(b"four").await.unwrap();
+    expect(&mut line.client, b"four").await;
+}
+
+#[tokio::test]
 async fn refused_connections_find_the_same_port_open_again() {
     let mut line = Line::new().await;
     line.proxy.refuse().await;

@@ -6,8 +6,10 @@
 )]
 
 use std::process::Command;
+use std::time::Duration;
 
-use larder_testkit::{RedisServer, Reply};
+use larder::clock::{Clock as _, SystemClock};
+use larder_testkit::{Offset, RedisServer, Reply};
 
 fn get(server: &RedisServer, key: &str) -> Reply {
     server.command(&["GET", key]).unwrap()
@@ -83,6 +85,33 @@ fn arguments_reach_the_server_and_a_password_the_url() {
     let found = server.command(&["CONFIG", "GET", "maxmemory"]).unwrap();
     let expected = ["maxmemory", "4194304"].map(|text| Reply::Bytes(text.into()));
     assert_eq!(found, Reply::List(expected.into()));
+}
+
+/// How far the clock of a server is from this machine's, in whole minutes.
+fn minutes_off(server: &RedisServer) -> i64 {
+    let here = i64::try_from(SystemClock::new().wall()).unwrap();
+    (server.clock_millis().unwrap() - here + 30_000).div_euclid(60_000)
+}
+
+#[test]
+fn the_clock_of_a_server_goes_where_it_is_told_while_it_runs() {
+    let server = RedisServer::start_with_clock(&["--requirepass", "secret"]).unwrap();
+    assert_eq!(minutes_off(&server), 0);
+    server.command(&["SET", "k", "v", "EX", "60"]).unwrap();
+    let (minute, hours) = (Duration::from_millis(59_999), Duration::from_secs(7_200));
+    server.move_clock(Offset::Behind(hours)).unwrap();
+    assert_eq!(minutes_off(&server), -120);
+    assert!(matches!(server.command(&["TTL", "k"]).unwrap(),
+        Reply::Integer(left) if left > 7_200));
+    // A restart begins with the offset that there was.
+    server.restart().unwrap();
+    assert_eq!(minutes_off(&server), -120);
+    server.move_clock(Offset::Ahead(minute)).unwrap();
+    assert_eq!(minutes_off(&server), 1);
+    let other = RedisServer::start().unwrap();
+    let refused = other.move_clock(Offset::Ahead(hours)).unwrap_err();
+    assert!(refused.to_string().contains("start_with_clock"));
+    assert_eq!(minutes_off(&other), 0);
 }
 
 #[test]

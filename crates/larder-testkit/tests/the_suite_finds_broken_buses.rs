@@ -318,6 +318,7 @@ impl Filter<'_> {
                 self.kept.take().into_iter().for_each(notify);
             }
             Notice::Unreadable => notify(Notice::Unreadable),
+            told @ (Notice::Watching | Notice::Changed { .. } | Notice::Emptied) => notify(told),
         }
     }
 

@@ -44,13 +44,16 @@ pub trait Backplane: Send + Sync + fmt::Debug + 'static {
 
     /// Tells all listeners where `channel` stands, and `message` with it, which is neither numbered
     /// nor kept. Returns the position. A channel that is not known begins now.
+    ///
+    /// Where each process asks by itself, as on a store that watches keys, the listeners of this handle
+    /// are told and no others, and perhaps behind later messages, with the position of the last one.
     fn beat<'a>(&'a self, channel: &'a str, message: Bytes)
     -> BoxFuture<'a, StoreResult<Position>>;
 
     /// Listens to `channel` until that is no longer possible, and says why it ended.
     ///
     /// [`Notice::Listening`] comes first, once it is certain that every message published from then
-    /// on will be seen; then messages and beats in the order in which they were sent. `notify`
+    /// on will be seen, and in front of it only [`Notice::Watching`]; then messages and beats in the order in which they were sent. `notify`
     /// returns at once. Dropping the future ends the listening. A listener that falls too far behind
     /// may lose messages, as the numbers of the next ones then show.
     fn listen<'a>(
@@ -101,6 +104,18 @@ pub enum Notice {
     },
     /// Something arrived that the backplane cannot read. It may have been a message.
     Unreadable,
+    /// The store whose bus this is watches what this process reads from it, from now on: whoever
+    /// changes it, by whatever program, it is told as [`Notice::Changed`]. What was read earlier may
+    /// have been changed unnoticed.
+    Watching,
+    /// These keys of the store, entries or records, were changed by somebody, or are not watched any
+    /// more.
+    Changed {
+        /// As they stand in the store.
+        keys: Vec<Bytes>,
+    },
+    /// Everything in the store was removed.
+    Emptied,
 }
 
 /// What the journal of a channel holds behind a position.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::answer::{Answer, Load, Loaded};
 use crate::clock::{Clock, Millis};
 use crate::codec::ValueCodec;
-use crate::courier::{Receipt, Why};
+use crate::courier::Receipt;
 use crate::entry::{Details, Held, Times};
 use crate::envelope::{self, Expect, Header, Rejected};
 use crate::epoch::Moment;
@@ -20,6 +20,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::fence::Fence;
 use crate::fill::{Landing, Origin};
 use crate::flight::Flights;
+use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::larder::Shared;
 use crate::loader::Turns;
@@ -27,6 +28,7 @@ use crate::memory::{Listener, Memory};
 use crate::options::{Read, RemovalCause, Rules, Tiers};
 use crate::outcome::{Answered, Outcome, Source, State};
 use crate::overlay::Overlay;
+use crate::progress::Matching;
 use crate::read::{self, Reply, Story};
 use crate::registry::{Home, Registry};
 use crate::stats::{CacheStats, Count, Counters};
@@ -225,7 +227,9 @@ where
     /// For loaders that read from a replica of the database, which may lag behind the write that
     /// made the invalidation necessary: give the version that the write made. What such a loader
     /// finds too old is given to its callers and not stored. A value of that version or a higher
-    /// one that is there already stays.
+    /// one that is there already stays. What else is invalidated meanwhile leaves the minimum where
+    /// it is, in this process and in every one that heard of it; a process that was not there to
+    /// hear finds it in the tier, until it invalidates the key itself.
     ///
     /// # Errors
     ///
@@ -247,12 +251,15 @@ where
     /// [group](crate::CacheBuilder::groups) costs the same whatever the number of keys. `*` alone is
     /// [`clear`](Self::clear).
     ///
+    /// It begins when it is awaited. [`Matching::watched`] tells how far it gets,
+    /// [`Receipt::swept`] what it came to.
+    ///
     /// # Errors
     ///
     /// [`Config`](crate::ErrorKind::Config) for a glob that cannot be read, and if a tier cannot
     /// enumerate its keys; [`Closed`](crate::ErrorKind::Closed).
-    pub async fn invalidate_matching(&self, glob: &str) -> Result<Receipt> {
-        write::invalidate_matching(&self.inner, glob).await
+    pub fn invalidate_matching<'a>(&'a self, glob: &'a str) -> Matching<'a, K, V> {
+        Matching::new(&self.inner, glob)
     }
 
     /// Invalidates a group: every entry that [`CacheBuilder::groups`](crate::CacheBuilder::groups)
@@ -648,6 +655,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             stamp: AtomicU64::new(began.stamp),
             load_ms: opened.label.load_ms,
             encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
+            fill_id: Some(opened.label.fill_id),
             details: Details::of(opened.label, tags),
         };
         Ok(Opened { held, versions })
@@ -661,6 +669,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
                 .any(|tier| tier.sharing() == Sharing::Shared)
     }
 
+    /// Whether its entries are in a tier that other processes read.
+    pub(crate) fn is_shared(&self) -> bool {
+        let lowest = self.tiers.last();
+        lowest.is_some_and(|tier| tier.sharing() == Sharing::Shared)
+    }
+
     /// The flights of callers that look in the same tiers.
     pub(crate) fn loads(&self, tiers: Tiers) -> &Arc<Flights<K, Landing<V>>> {
         &self.loads[tiers as usize]
@@ -671,7 +685,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         self.counters.one(match (story.state, story.origin) {
             (State::Stale, _) => Count::StaleServed,
             (State::Missing | State::NotStored, _) | (_, Origin::Loader) => Count::Miss,
-            (_, Origin::Memory | Origin::StandIn) => Count::HitMemory,
+            (_, Origin::Memory | Origin::Confirmed | Origin::StandIn) => Count::HitMemory,
             (_, Origin::Tier(_)) => Count::HitTier,
             (_, Origin::Nobody) => Count::Miss,
         });
@@ -693,14 +707,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         let now = self.clock().monotonic();
         let source = match story.origin {
             _ if story.shared => Source::Flight,
-            Origin::Memory | Origin::StandIn => Source::Memory,
+            Origin::Memory | Origin::Confirmed | Origin::StandIn => Source::Memory,
             Origin::Tier(depth) => Source::Tier(Arc::clone(self.tiers[depth].name())),
             Origin::Loader => Source::Loader,
             Origin::Nobody => Source::Nobody,
         };
         let behind = match story.origin {
             Origin::Memory | Origin::StandIn => self.behind(),
-            Origin::Tier(_) | Origin::Loader | Origin::Nobody => Some(Duration::ZERO),
+            Origin::Confirmed | Origin::Tier(_) | Origin::Loader | Origin::Nobody => {
+                Some(Duration::ZERO)
+            }
         };
         Outcome::new(source, story, now, behind)
     }

@@ -22,19 +22,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::bus::message::{Item, Why as Reason};
+use crate::bus::message::Item;
 use crate::clock::{Clock, Millis, SystemClock};
-use crate::envelope::Header;
 use crate::error::{Error, Result};
 use crate::glob::Glob;
-use crate::invalidation::Invalidation;
+use crate::invalidation::{Invalidation, Why};
 use crate::key;
 use crate::larder::Shared;
+use crate::minimum::Minimum;
+use crate::progress::Watcher;
 use crate::registry::Home;
-use crate::store::{Position, Write};
+use crate::store::{Position, Swept, Write};
 use crate::tags::name;
 use crate::tasks::TaskKind;
-use crate::tier::{Budget, Delivery};
+use crate::tier::{Budget, Delivery, Tier};
 
 /// The most errands that wait; more are refused.
 const MOST_WAITING: usize = 100_000;
@@ -52,8 +53,6 @@ const MOST_RESENT: usize = 10_000;
 const MOST_UNSENT: usize = 10_000;
 /// The first and the longest wait before the bus is told again what it did not take.
 const UNSENT_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
-/// How long a minimum version keeps older values out.
-pub(crate) const MINIMUM_FOR: Duration = Duration::from_secs(10);
 
 /// How far an invalidation or a write has got when its call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +60,17 @@ pub(crate) const MINIMUM_FOR: Duration = Duration::from_secs(10);
 pub struct Receipt {
     delivery: Delivery,
     token: Option<Token>,
+    swept: Swept,
 }
 
 impl Receipt {
     pub(crate) const ACKED: Self = Self {
         delivery: Delivery::Acked,
         token: None,
+        swept: Swept {
+            seen: 0,
+            removed: 0,
+        },
     };
 
     /// How far it has got.
@@ -91,10 +95,17 @@ impl Receipt {
         self.token
     }
 
+    /// The keys that patterns looked at and removed in the tiers below memory, all tiers together;
+    /// zero for everything that is not a pattern.
+    pub fn swept(&self) -> Swept {
+        self.swept
+    }
+
     /// Both: queued if one is, with the later token.
     pub(crate) fn with(self, later: Self) -> Self {
         Self {
             delivery: self.delivery.and(later.delivery),
+            swept: self.swept.and(later.swept),
             token: match (self.token, later.token) {
                 // What is done over and over is put off, so the last one need not be the latest.
                 (Some(one), Some(other)) if one.0.incarnation == other.0.incarnation => {
@@ -147,17 +158,6 @@ impl FromStr for Token {
         });
         token.ok_or_else(|| Error::config("this is not a token that a receipt gave"))
     }
-}
-
-/// What happened to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Why {
-    Invalidated,
-    /// Invalidated, and no value of a lower version is to come back.
-    Before(u64),
-    /// Another value was set. The tiers have it already.
-    Written,
-    Expired,
 }
 
 /// One thing that everybody has to hear of.
@@ -215,11 +215,7 @@ impl Errand {
                 cache: cache.as_ref().into(),
                 key: key.clone(),
                 versions: versions.to_vec(),
-                why: match why {
-                    Why::Invalidated | Why::Before(_) => Reason::Invalidated,
-                    Why::Written => Reason::Written,
-                    Why::Expired => Reason::Expired,
-                },
+                why: *why,
             },
             Self::Tag(tag) => Item::Tag { tag: tag.clone() },
             Self::Clear(cache) => Item::Clear {
@@ -228,6 +224,7 @@ impl Errand {
             Self::Pattern { cache, glob } => Item::Pattern {
                 cache: cache.as_ref().into(),
                 glob: glob.clone(),
+                versions: versions.to_vec(),
             },
             Self::Everything => Item::Everything,
         }
@@ -266,6 +263,9 @@ struct Sent {
 #[derive(Debug, Default)]
 struct Unsent {
     errands: HashSet<Errand>,
+    /// What it was told while a tier had not taken it. Whoever heard may have found the old value
+    /// there, and hears of it again once the tier has made up for it.
+    missed: HashSet<Errand>,
     /// Whether a task tries it again and again.
     retrying: bool,
 }
@@ -285,7 +285,8 @@ impl Courier {
 
     /// How many errands the bus still has to be told.
     pub(crate) fn unsent_len(&self) -> usize {
-        self.unsent().errands.len()
+        let unsent = self.unsent();
+        unsent.errands.len() + unsent.missed.len()
     }
 
     /// Keeps what a server would have lost if it failed over now.
@@ -326,19 +327,35 @@ impl Courier {
     /// see to it.
     fn keep_unsent(&self, batch: Vec<Errand>) -> bool {
         let mut unsent = self.unsent();
-        unsent.errands.extend(batch);
-        if unsent.errands.len() > MOST_UNSENT {
-            unsent.errands.clear();
-            unsent.errands.insert(Errand::Everything);
-        }
+        extend(&mut unsent.errands, batch);
         !std::mem::replace(&mut unsent.retrying, true)
+    }
+
+    /// Keeps what the bus was told and a tier missed. The same answer.
+    fn keep_missed(&self, batch: Vec<Errand>) -> bool {
+        let mut unsent = self.unsent();
+        extend(&mut unsent.missed, batch.iter().map(Errand::anew));
+        !std::mem::replace(&mut unsent.retrying, true)
+    }
+
+    fn take_missed(&self) -> Vec<Errand> {
+        self.unsent().missed.drain().collect()
     }
 
     /// Whether there is nothing to try again. Whoever comes with more begins anew.
     fn ends_retrying(&self) -> bool {
         let mut unsent = self.unsent();
-        unsent.retrying = !unsent.errands.is_empty();
+        unsent.retrying = !unsent.errands.is_empty() || !unsent.missed.is_empty();
         !unsent.retrying
+    }
+}
+
+/// Adds to what is kept for the bus. What does not fit becomes everything.
+fn extend(kept: &mut HashSet<Errand>, errands: impl IntoIterator<Item = Errand>) {
+    kept.extend(errands);
+    if kept.len() > MOST_UNSENT {
+        kept.clear();
+        kept.insert(Errand::Everything);
     }
 }
 
@@ -385,13 +402,17 @@ impl Shared {
     }
 
     /// Does an errand that takes its time beside the others.
-    pub(crate) async fn send_apart(self: &Arc<Self>, errand: Errand) -> Result<Receipt> {
+    pub(crate) async fn send_apart(
+        self: &Arc<Self>,
+        errand: Errand,
+        watcher: Watcher,
+    ) -> Result<Receipt> {
         self.check_ready()?;
         let (done, receipt) = oneshot::channel();
         let shared = Arc::clone(self);
         self.tasks.spawn(TaskKind::Work, async move {
             // The caller may be gone; the work is done all the same.
-            let _ = done.send(shared.run(vec![errand]).await);
+            let _ = done.send(shared.run(vec![errand], &watcher).await);
         });
         receipt.await.map_err(|_aborted| Error::closed())
     }
@@ -476,7 +497,7 @@ impl Shared {
                 pace.sleep(pause).await;
                 continue;
             }
-            let receipt = self.run(batch).await;
+            let receipt = self.run(batch, &Watcher::default()).await;
             for done in waiting {
                 // Whoever went away meanwhile did not want to know.
                 let _ = done.send(receipt);
@@ -485,16 +506,27 @@ impl Shared {
     }
 
     /// Does errands: the tiers, the bus, and memory once more.
-    async fn run(self: &Arc<Self>, batch: Vec<Errand>) -> Receipt {
+    async fn run(self: &Arc<Self>, batch: Vec<Errand>, watcher: &Watcher) -> Receipt {
         let mut budget = Budget::new(self.tier_budget);
         self.join(&mut budget).await;
         self.courier.remember(&batch, self.clock.monotonic());
         let known = Versions::of_batch(self, &batch).await;
-        let told = self.tell_tiers(&batch, &known).await;
-        let items = batch.iter().map(|errand| errand.item(known.of(errand)));
-        let published = self.publish(items.collect()).await;
+        let items: Vec<Item> = batch
+            .iter()
+            .map(|errand| errand.item(known.of(errand)))
+            .collect();
+        let (told, published, swept) = match self.tell_at_once(&batch, &known, &items).await {
+            Some((told, published)) => (told, published, Swept::default()),
+            None => {
+                let (told, swept) = self.tell_tiers(&batch, &known, watcher).await;
+                (told, self.publish(items).await, swept)
+            }
+        };
         for errand in &batch {
             self.apply_once_more(errand);
+        }
+        if told == Delivery::Queued {
+            self.tell_once_more(batch.clone());
         }
         match published {
             Ok(token) => {
@@ -502,6 +534,7 @@ impl Shared {
                 Receipt {
                     delivery: told,
                     token,
+                    swept,
                 }
             }
             Err(()) => {
@@ -511,8 +544,17 @@ impl Shared {
                 Receipt {
                     delivery: Delivery::Queued,
                     token: None,
+                    swept,
                 }
             }
+        }
+    }
+
+    /// Does it again, and tells the others again, as soon as the tiers have made up for what they missed: until then
+    /// they find there what is gone.
+    pub(crate) fn tell_once_more(self: &Arc<Self>, batch: Vec<Errand>) {
+        if self.bus.is_some() && self.courier.keep_missed(batch) {
+            self.retry_unsent();
         }
     }
 
@@ -536,19 +578,38 @@ impl Shared {
         });
     }
 
+    /// Tells the only tier and then the bus in one step, where they are one server and there is
+    /// nothing to do but to delete: the usual case. `None` if it is another.
+    async fn tell_at_once(
+        self: &Arc<Self>,
+        batch: &[Errand],
+        known: &Versions,
+        items: &[Item],
+    ) -> Option<(Delivery, Result<Option<Token>, ()>)> {
+        if !self.tier_is_bus {
+            return None;
+        }
+        let order = self.order(batch, known, true);
+        if !order.only_deletes() {
+            return None;
+        }
+        self.delete_and_publish(&order.gone, items.to_vec()).await
+    }
+
     /// Brings errands to every tier, the lowest first.
-    async fn tell_tiers(self: &Arc<Self>, batch: &[Errand], known: &Versions) -> Delivery {
-        let mut told = Delivery::Acked;
+    async fn tell_tiers(
+        self: &Arc<Self>,
+        batch: &[Errand],
+        known: &Versions,
+        watcher: &Watcher,
+    ) -> (Delivery, Swept) {
+        let (mut told, mut swept_in_all) = (Delivery::Acked, Swept::default());
         for (depth, tier) in self.tiers.iter().enumerate().rev() {
             let is_lowest = depth + 1 == self.tiers.len();
             let order = self.order(batch, known, is_lowest);
             if !order.gone.is_empty() {
                 let mut budget = Budget::new(self.tier_budget);
                 told = told.and(tier.delete(&mut budget, &order.gone).await);
-            }
-            if !order.minimums.is_empty() {
-                let mut budget = Budget::new(self.tier_budget);
-                told = told.and(tier.set(&mut budget, &order.minimums).await.0);
             }
             if !order.expired.is_empty() {
                 let mut budget = Budget::new(self.tier_budget);
@@ -568,22 +629,22 @@ impl Shared {
                 // Moves the counter on, for loads under way that will find the records gone.
                 told = told.and(tier.delete(&mut budget, &[prefix]).await);
             }
-            for (prefix, glob) in order.patterns {
-                let condemned = |key: &[u8]| condemns(glob.as_ref(), &prefix, key);
-                let known = glob.as_ref().map(Glob::encoded_prefix).unwrap_or_default();
-                let front = Bytes::from([&prefix[..], &known].concat());
-                match tier.sweep(&front, &condemned, &|_| ()).await {
-                    Ok((delivery, _)) => told = told.and(delivery),
-                    Err(_unsupported) => told = Delivery::Queued,
-                }
+            let (delivery, swept) = sweep(tier, order.patterns, watcher).await;
+            told = told.and(delivery);
+            swept_in_all = swept_in_all.and(swept);
+            // Behind all that removes: a minimum version stays.
+            if !order.minimums.is_empty() {
+                let mut budget = Budget::new(self.tier_budget);
+                told = told.and(tier.set(&mut budget, &order.minimums).await.0);
             }
         }
-        told
+        (told, swept_in_all)
     }
 
     /// What errands come to in one tier.
     fn order(&self, batch: &[Errand], known: &Versions, is_lowest: bool) -> Order {
         let mut order = Order::default();
+        let now = self.clock.monotonic();
         for errand in batch {
             match errand {
                 Errand::Forget {
@@ -594,6 +655,7 @@ impl Shared {
                     cache, key, why, ..
                 } => {
                     let own = self.registered_version(cache);
+                    let remembered = self.minimums.of(cache, key, now);
                     let entries = known.of(errand).iter().map(|version| {
                         let is_own = Some(*version) == own;
                         (self.entry_key(cache, *version, key), is_own)
@@ -602,8 +664,14 @@ impl Shared {
                         match why {
                             Why::Written if is_own => {}
                             Why::Expired => order.expired.push(entry),
-                            Why::Before(version) => order.minimums.push(minimum(entry, *version)),
-                            Why::Written | Why::Invalidated => order.gone.push(entry),
+                            Why::Before(version) => {
+                                order.minimums.push(Minimum::new(*version).write(entry));
+                            }
+                            Why::Written | Why::Invalidated => {
+                                let minimum = remembered.map(|least| least.write(entry.clone()));
+                                order.minimums.extend(minimum);
+                                order.gone.push(entry);
+                            }
                         }
                     }
                     if is_lowest && *why != Why::Expired {
@@ -623,6 +691,8 @@ impl Shared {
                     for version in known.of(errand) {
                         let prefix = self.entry_key(cache, *version, b"");
                         order.patterns.push((prefix, glob.clone()));
+                        let minimums = self.minimums_matching(cache, *version, glob.as_ref());
+                        order.minimums.extend(minimums);
                     }
                 }
                 Errand::Everything => {
@@ -633,6 +703,20 @@ impl Shared {
             }
         }
         order
+    }
+
+    /// The minimum versions that a sweep by `glob` takes along, to be put back.
+    pub(crate) fn minimums_matching(
+        &self,
+        cache: &str,
+        version: u32,
+        glob: Option<&Glob>,
+    ) -> Vec<Write> {
+        let all = self.minimums.of_cache(cache, self.clock.monotonic());
+        let swept = all.into_iter().filter(|(key, _)| condemns(glob, b"", key));
+        swept
+            .map(|(key, minimum)| minimum.write(self.entry_key(cache, version, &key)))
+            .collect()
     }
 
     /// What an invalidation comes to; an error if it cannot be done.
@@ -713,8 +797,22 @@ impl Shared {
         }
     }
 
-    /// Tells the bus what it could not be told while it was down.
+    /// Does once more what tiers missed, if they have made up for it: a minimum version is not
+    /// among what they are owed.
+    fn do_missed(self: &Arc<Self>) {
+        if self.tiers.iter().any(|tier| tier.owes()) {
+            return;
+        }
+        let missed = self.courier.take_missed();
+        // Nobody waits for the receipts, and a full queue is tried again.
+        if !missed.is_empty() && self.enqueue(missed.clone()).is_err() {
+            self.tell_once_more(missed);
+        }
+    }
+
+    /// Tells the bus what it could not be told while it was down, and once more what tiers missed.
     pub(crate) async fn catch_up(self: &Arc<Self>) {
+        self.do_missed();
         let errands: Vec<Errand> = {
             let mut unsent = self.courier.unsent();
             std::mem::take(&mut unsent.errands).into_iter().collect()
@@ -742,19 +840,47 @@ struct Order {
     records: Vec<(Bytes, Option<Glob>)>,
 }
 
+impl Order {
+    fn only_deletes(&self) -> bool {
+        let Self {
+            gone,
+            expired,
+            minimums,
+            patterns,
+            records,
+        } = self;
+        let nothing_else = expired.is_empty() && minimums.is_empty();
+        !gone.is_empty() && nothing_else && patterns.is_empty() && records.is_empty()
+    }
+}
+
+/// Walks through a tier once for each pattern, and tells how far that has got.
+async fn sweep(
+    tier: &Arc<Tier>,
+    patterns: Vec<(Bytes, Option<Glob>)>,
+    watcher: &Watcher,
+) -> (Delivery, Swept) {
+    let (mut told, mut done) = (Delivery::Acked, Swept::default());
+    for (prefix, glob) in patterns {
+        let condemned = |key: &[u8]| condemns(glob.as_ref(), &prefix, key);
+        let known = glob.as_ref().map(Glob::encoded_prefix).unwrap_or_default();
+        let front = Bytes::from([&prefix[..], &known].concat());
+        let progress = |now: Swept| watcher.tell(tier.name(), done.and(now));
+        match tier.sweep(&front, &condemned, &progress).await {
+            Ok((Delivery::Acked, swept)) => {
+                done = done.and(swept);
+                watcher.tell(tier.name(), done);
+            }
+            Ok((Delivery::Queued, _)) | Err(_) => told = Delivery::Queued,
+        }
+    }
+    (told, done)
+}
+
 /// A glob that does not parse any more, which takes another release to happen, matches everything.
 fn condemns(glob: Option<&Glob>, prefix: &[u8], key: &[u8]) -> bool {
     let logical = key.get(prefix.len()..).unwrap_or_default();
     glob.is_none_or(|glob| glob.matches_encoded(logical))
-}
-
-fn minimum(key: Bytes, version: u64) -> Write {
-    Write {
-        key,
-        value: Bytes::copy_from_slice(&Header::minimum(version).to_bytes()),
-        ttl: MINIMUM_FOR,
-        tags: None,
-    }
 }
 
 /// The schema versions of the caches of a batch.

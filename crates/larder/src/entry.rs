@@ -22,6 +22,8 @@ pub(crate) struct Held<V> {
     pub load_ms: u64,
     /// The length of the encoded value, in bytes; zero where it was never encoded.
     pub encoded_len: u32,
+    /// The id of its fill, which the tiers have in front of their copies; `None` if none has one.
+    pub fill_id: Option<[u8; 16]>,
     /// What few entries have: kept apart, so that the others do not pay for it.
     pub details: Option<Arc<Details>>,
 }
@@ -83,6 +85,7 @@ impl<V> Clone for Held<V> {
             stamp: AtomicU64::new(self.stamp()),
             load_ms: self.load_ms,
             encoded_len: self.encoded_len,
+            fill_id: self.fill_id,
             details: self.details.clone(),
         }
     }
@@ -110,35 +113,9 @@ impl<V> Held<V> {
         version.unwrap_or(0)
     }
 
-    /// What stands in memory for a while after an invalidation that named the version to wait for:
-    /// nothing that can be served, and a bound for fills.
-    pub(crate) fn minimum(version: u64, stamp: u64, until: Millis) -> Self {
-        let details = Details {
-            version: Some(version),
-            ..Details::default()
-        };
-        Self {
-            value: None,
-            times: Times {
-                fresh_until: i64::MIN,
-                stale_until: until,
-                ..Times::default()
-            },
-            stamp: AtomicU64::new(stamp),
-            load_ms: 0,
-            encoded_len: 0,
-            details: Some(Arc::new(details)),
-        }
-    }
-
-    /// Whether this is no entry, but a bound for those to come.
-    pub(crate) fn is_minimum(&self) -> bool {
-        self.times.fresh_until == i64::MIN
-    }
-
     /// Whether an entry of so high a version, zero for none, may take the place of this one.
     pub(crate) fn gives_way_to(&self, version: u64) -> bool {
-        version >= self.version() || (version == 0 && !self.is_minimum())
+        version == 0 || version >= self.version()
     }
 }
 
@@ -155,6 +132,7 @@ impl<V> Held<V> {
             stamp: AtomicU64::new(stamp),
             load_ms: 0,
             encoded_len: 0,
+            fill_id: None,
             details: Some(Arc::new(details)),
         }
     }
@@ -187,10 +165,12 @@ impl Times {
     ) -> Self {
         let (now, wall) = (clock.monotonic(), clock.wall());
         let age = wall.saturating_sub(label.created);
-        let fresh_left = header
-            .fresh_until
-            .saturating_sub(wall)
-            .min(label.fresh_for.min(LONGEST).saturating_sub(age));
+        let fresh_left = if header.expired {
+            0
+        } else {
+            let by_header = header.fresh_until.saturating_sub(wall);
+            by_header.min(label.fresh_for.min(LONGEST).saturating_sub(age))
+        };
         // How long ago freshness ended, so that grace counts from that moment.
         let behind = wall
             .saturating_sub(header.fresh_until)
@@ -322,6 +302,18 @@ mod tests {
         assert_eq!(read(10_060, &whole), (540, 590, 620));
         assert_eq!(read(10_120, &whole), (480, 530, 560));
         assert_eq!(read(10_200, &whole), (400, 500, 500));
+    }
+
+    #[test]
+    fn what_was_made_stale_by_hand_is_stale_whoever_s_clock_was_ahead() {
+        // Expired at 10,010 by a clock that is 30 ahead of the one that reads.
+        let expired = header(10_100, 10_180).expired_at(10_010);
+        assert_eq!(read(9_980, &expired), (500, 550, 580));
+        assert_eq!(read(10_010, &expired), (500, 550, 580));
+        assert_eq!(read(10_030, &expired), (480, 530, 560));
+        // By one that is ahead of the end of the entry.
+        let expired = header(10_100, 10_180).expired_at(20_000);
+        assert_eq!(read(10_060, &expired), (500, 550, 580));
     }
 
     #[test]

@@ -31,16 +31,18 @@ use crate::wire::{Reader, put_bytes, put_number};
 /// |---|---|---|
 /// | 0 | 4 | magic, `LRDR` |
 /// | 4 | 1 | format version, 1 |
-/// | 5 | 1 | reserved, zero |
+/// | 5 | 1 | 1 if it was made stale by hand, else 0 |
 /// | 6 | 2 | how many versions of tags stand behind the header |
 /// | 8 | 16 | fill id: random, new with every fill |
 /// | 24 | 8 | lease token, zero for none |
 /// | 32 | 8 | lease deadline, milliseconds by the store's clock |
-/// | 40 | 8 | fresh until, wall milliseconds |
+/// | 40 | 8 | fresh until, wall milliseconds; of what was made stale by hand, when that was |
 /// | 48 | 8 | stale until, wall milliseconds |
 /// | 56 | 8 | version of the value, or the lowest that a placeholder lets in; zero for none |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// Whether the value was made stale by hand. Then it is, whatever the clock of its reader says.
+    pub expired: bool,
     /// How many versions of tags stand behind the header, eight bytes each.
     pub tag_count: u16,
     /// Random, new with every fill: tells whether two copies are of one fill.
@@ -49,7 +51,8 @@ pub struct Header {
     pub lease: Option<LeaseToken>,
     /// Until when the lease counts, in milliseconds by the store's own clock.
     pub lease_until: Millis,
-    /// Until when the value is fresh, in wall milliseconds.
+    /// Until when the value is fresh, in wall milliseconds. Of one that was made stale by hand: since
+    /// when it is not, by the clock of whoever did that.
     pub fresh_until: Millis,
     /// Until when the value may be used at all, in wall milliseconds.
     pub stale_until: Millis,
@@ -63,6 +66,8 @@ impl Header {
     pub const LEN: usize = 64;
     /// The first bytes of every envelope: magic and format version.
     pub const MAGIC: [u8; 5] = *b"LRDR\x01";
+    /// Where it stands whether the value was made stale by hand.
+    pub const EXPIRED_AT: usize = 5;
     /// Where the lease token stands.
     pub const LEASE_AT: usize = 24;
     /// Where the lease deadline stands.
@@ -86,6 +91,7 @@ impl Header {
     /// The header of a placeholder without a lease, which lets in no value below `version`.
     pub fn minimum(version: u64) -> Self {
         Self {
+            expired: false,
             tag_count: 0,
             fill_id: [0; 16],
             lease: None,
@@ -105,6 +111,7 @@ impl Header {
                 .map_or(0, |raw| u64::from_be_bytes(*raw))
         };
         let header = Self {
+            expired: bytes[Self::EXPIRED_AT] == 1,
             tag_count: u16::from_be_bytes([bytes[6], bytes[7]]),
             fill_id: *bytes[8..].first_chunk()?,
             lease: LeaseToken::from_bits(word(Self::LEASE_AT)),
@@ -113,8 +120,29 @@ impl Header {
             stale_until: word(Self::STALE_UNTIL_AT),
             version: word(Self::VERSION_AT),
         };
-        let known = bytes[..5] == Self::MAGIC && bytes[5] == 0;
+        let known = bytes[..5] == Self::MAGIC && bytes[Self::EXPIRED_AT] <= 1;
         (known && header.fresh_until <= header.stale_until).then_some(header)
+    }
+
+    /// Whether the value is fresh at that wall time.
+    pub fn is_fresh(&self, wall: Millis) -> bool {
+        !self.expired && self.fresh_until > wall
+    }
+
+    /// The same, made stale by hand at `wall`, and without a lease.
+    pub fn expired_at(self, wall: Millis) -> Self {
+        Self {
+            expired: true,
+            lease: None,
+            lease_until: 0,
+            fresh_until: self.fresh_until.min(wall),
+            ..self
+        }
+    }
+
+    /// How many bytes the header takes with so many versions behind it.
+    pub(crate) fn len_with(versions: usize) -> usize {
+        Self::LEN + VERSION_BYTES * versions
     }
 
     /// The envelope with this header in place of its own.
@@ -128,6 +156,7 @@ impl Header {
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..5].copy_from_slice(&Self::MAGIC);
+        bytes[Self::EXPIRED_AT] = u8::from(self.expired);
         bytes[6..8].copy_from_slice(&self.tag_count.to_be_bytes());
         bytes[8..24].copy_from_slice(&self.fill_id);
         let mut word =
@@ -140,6 +169,9 @@ impl Header {
         bytes
     }
 }
+
+/// The length of the version of one tag.
+const VERSION_BYTES: usize = 8;
 
 /// The longest value that decompression may produce, in bytes.
 const MAX_RAW_BYTES: usize = 256 << 20;
@@ -233,6 +265,7 @@ pub(crate) fn seal(
 ) -> Vec<u8> {
     let fresh_until = label.created.saturating_add(label.fresh_for);
     let header = Header {
+        expired: false,
         tag_count: u16::try_from(versions.len()).unwrap_or(0),
         fill_id: label.fill_id,
         lease: None,
@@ -299,7 +332,7 @@ pub(crate) fn seal(
 
 /// The envelope with these versions in place of its own; as it is if it has another number of them.
 pub(crate) fn with_versions(envelope: &Bytes, versions: &[u64]) -> Bytes {
-    let end = Header::LEN + 8 * versions.len();
+    let end = Header::len_with(versions.len());
     let fits = Header::parse(envelope)
         .is_some_and(|header| usize::from(header.tag_count) == versions.len());
     let Some(rest) = envelope.get(end..).filter(|_| fits) else {
@@ -316,6 +349,31 @@ fn put_versions(out: &mut Vec<u8>, versions: &[u64]) {
     for version in versions {
         out.extend_from_slice(&version.to_be_bytes());
     }
+}
+
+/// The mutable part of an envelope: the header, and the versions behind it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Front<'a> {
+    pub header: Header,
+    versions: &'a [u8],
+}
+
+impl Front<'_> {
+    /// The versions of the tags, that of the cache first.
+    pub(crate) fn versions(self) -> impl Iterator<Item = u64> {
+        let (versions, _) = self.versions.as_chunks();
+        versions.iter().map(|version| u64::from_be_bytes(*version))
+    }
+}
+
+/// Reads the front of an envelope, whether or not the rest is there. `None` for a placeholder and
+/// for bytes that are none.
+pub(crate) fn front(bytes: &[u8]) -> Option<Front<'_>> {
+    let header = Header::parse(bytes)?;
+    let end = Header::len_with(usize::from(header.tag_count));
+    // Behind the versions stands more, in any envelope with a value or the word that there is none.
+    let versions = bytes.get(Header::LEN..end).filter(|_| bytes.len() > end)?;
+    Some(Front { header, versions })
 }
 
 /// Takes an envelope apart, trusting nothing in it.

@@ -279,6 +279,7 @@ proptest! {
         let (fresh_until, stale_until) = (a.min(b), a.max(b));
         let lease = LeaseToken::from_bits(token);
         let header = Header {
+            expired: false,
             tag_count,
             fill_id,
             lease,

@@ -141,6 +141,11 @@ impl Epochs {
         self.advance(|event| self.doubted.store(event, SeqCst));
     }
 
+    /// The event of the last doubt; zero if there was none.
+    pub(crate) fn doubted(&self) -> u64 {
+        self.doubted.load(SeqCst)
+    }
+
     /// Says until when trust lasts without a word. A process that was stopped finds that it is over
     /// before anybody could tell it.
     pub(crate) fn trust_until(&self, until: Millis) {
@@ -154,7 +159,7 @@ impl Epochs {
 
     /// Whether an entry of that stamp may be served without a question to the tiers.
     pub(crate) fn vouches_for(&self, stamp: u64) -> bool {
-        self.is_trusted() && stamp >= self.doubted.load(SeqCst)
+        self.is_trusted() && stamp >= self.doubted()
     }
 
     /// Whether what a tier said at that stamp is still what it would say.
@@ -184,6 +189,21 @@ mod tests {
         epochs.trust();
         assert!(!epochs.vouches_for(stamp) && !epochs.vouches_for(unheard));
         assert!(epochs.vouches_for(behind) && epochs.vouches_for(epochs.stamp()));
+    }
+
+    #[test]
+    fn trust_ends_at_its_time_and_not_before_without_anybody_saying_so() {
+        let on_a_bus = Epochs::on_a_bus();
+        assert!(!on_a_bus.lasts_at(0), "it has heard nothing yet");
+        on_a_bus.trust();
+        on_a_bus.trust_until(3_000);
+        assert!(on_a_bus.lasts_at(2_999) && !on_a_bus.lasts_at(3_000));
+        assert!(on_a_bus.is_trusted(), "no task has run since");
+        on_a_bus.trust_until(4_000);
+        assert!(on_a_bus.lasts_at(3_000));
+        for trusted in [Epochs::alone(), Epochs::deaf()] {
+            assert!(trusted.lasts_at(Millis::MAX - 1));
+        }
     }
 
     #[test]

@@ -39,14 +39,19 @@ pub(crate) struct Mark {
     stripe: usize,
     generation: u64,
     cleared: u64,
+    /// The last event since which nothing that was looked up before it is to be believed.
+    doubted: u64,
     began: Moment,
 }
 
 impl Mark {
     /// Whether a load that began under this mark began no earlier than one under `other`, a mark
-    /// of the same key, as far as the key and its cache go. Tags are known only when it lands.
+    /// of the same key, as far as the key, its cache and doubts go. Tags are known only when it
+    /// lands.
     pub(crate) fn is_as_new_as(&self, other: &Mark) -> bool {
-        self.generation >= other.generation && self.cleared >= other.cleared
+        self.generation >= other.generation
+            && self.cleared >= other.cleared
+            && self.doubted >= other.doubted
     }
 
     /// What an entry filled under this mark is stamped with.
@@ -105,6 +110,7 @@ impl Fence {
             stripe,
             generation: self.stripes[stripe].load(SeqCst),
             cleared: self.own.changed(),
+            doubted: self.epochs.doubted(),
             began: self.epochs.moment(),
         }
     }
@@ -221,6 +227,17 @@ mod tests {
         let mark = fence.mark(key);
         fence.bump_all();
         assert!(!fence.holds(mark));
+    }
+
+    #[test]
+    fn a_load_from_before_a_doubt_is_not_as_new_as_one_behind_it() {
+        let (fence, tags) = fence();
+        let before = fence.mark(0);
+        assert!(before.is_as_new_as(&fence.mark(0)));
+        tags.epochs.doubt();
+        let behind = fence.mark(0);
+        assert!(!before.is_as_new_as(&behind) && behind.is_as_new_as(&before));
+        assert!(fence.holds(before), "what it found is stored, and suspect");
     }
 
     #[test]

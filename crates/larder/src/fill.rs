@@ -32,6 +32,9 @@ pub(crate) struct Landed<V> {
     /// When the load began, if what it brought was refused everywhere: something that it depends on
     /// was invalidated since.
     pub refused: Option<Moment>,
+    /// Whether it was refused by any tier, memory among them: it is for those who wait, and for
+    /// nothing that is made from it.
+    pub is_fenced: bool,
 }
 
 impl<V> Clone for Landed<V> {
@@ -51,6 +54,7 @@ impl<V> Landed<V> {
             origin: Origin::Nobody,
             state: State::Missing,
             refused: None,
+            is_fenced: false,
         }
     }
 
@@ -60,6 +64,7 @@ impl<V> Landed<V> {
             origin,
             state: State::Fresh,
             refused: None,
+            is_fenced: false,
         }
     }
 
@@ -69,6 +74,7 @@ impl<V> Landed<V> {
             origin,
             state: State::Stale,
             refused: None,
+            is_fenced: false,
         }
     }
 
@@ -79,6 +85,7 @@ impl<V> Landed<V> {
             origin: Origin::Loader,
             state: State::NotStored,
             refused: None,
+            is_fenced: false,
         }
     }
 
@@ -87,6 +94,14 @@ impl<V> Landed<V> {
     pub(crate) fn refused(held: Held<V>, began: Moment) -> Self {
         Self {
             refused: Some(began),
+            ..Self::fenced(held)
+        }
+    }
+
+    /// A value for those who wait, which memory refused.
+    pub(crate) fn fenced(held: Held<V>) -> Self {
+        Self {
+            is_fenced: true,
             ..Self::not_stored(held)
         }
     }
@@ -102,6 +117,8 @@ impl<V> Landed<V> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Memory,
+    /// Memory, and the lowest tier says that it still stands.
+    Confirmed,
     /// The tier at this depth below memory.
     Tier(usize),
     Loader,
@@ -273,6 +290,16 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
     /// Notes an entry in memory that may have been invalidated elsewhere.
     pub(crate) fn suspects(&mut self, held: Held<V>) {
         self.suspect = Some(held);
+    }
+
+    /// The entry in memory that may have been invalidated elsewhere.
+    pub(crate) fn suspect(&self) -> Option<&Held<V>> {
+        self.suspect.as_ref()
+    }
+
+    /// The same, for whoever settles whether it was.
+    pub(crate) fn take_suspect(&mut self) -> Option<Held<V>> {
+        self.suspect.take()
     }
 
     /// The entry in memory that stands in for tiers which cannot be asked.

@@ -11,8 +11,9 @@
 //! C:       board → Wait ─────────── woken, waits on ─────── value
 //! ```
 //!
-//! A caller never waits for a flight older than the last invalidation of its key: with a later
-//! mark it boards a new flight, and the old one goes on for those it already carries.
+//! A caller never waits for a flight older than the last invalidation of its key, or than the last
+//! doubt of whether all of them were heard of: with a later mark it boards a new flight, and the old
+//! one goes on for those it already carries.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -87,6 +87,19 @@ impl Invalidation {
     }
 }
 
+/// What happened to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Why {
+    /// It was invalidated: it is gone.
+    Invalidated,
+    /// It was invalidated, and no value of a lower version is to come back.
+    Before(u64),
+    /// Another value was set. The shared tier has it already.
+    Written,
+    /// It was made stale: the value may still be served within its grace.
+    Expired,
+}
+
 fn encoded<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> Bytes {
     let mut sink = KeySink::behind(b"");
     parts.into_iter().for_each(|part| sink.part(part.as_ref()));

@@ -155,6 +155,15 @@ pub(crate) fn encode<Q: Key + ?Sized>(prefix: &[u8], key: &Q) -> Result<Bytes> {
     }
 }
 
+/// Cache, schema version, and where the encoded key begins in `cache@version:key`.
+pub(crate) fn taken_apart(name: &[u8]) -> Option<(&str, u32, usize)> {
+    let at = name.iter().position(|&byte| byte == b'@')?;
+    let colon = at + name[at..].iter().position(|&byte| byte == b':')?;
+    let cache = str::from_utf8(&name[..at]).ok()?;
+    let version = str::from_utf8(&name[at + 1..colon]).ok()?.parse().ok()?;
+    Some((cache, version, colon + 1))
+}
+
 /// An error for bytes that no key encodes as.
 pub(crate) fn check(encoded: &[u8]) -> Result<()> {
     let plain = |byte: &u8| is_plain(*byte) || matches!(byte, b':' | b'%');

@@ -25,8 +25,10 @@ use crate::invalidation::Invalidation;
 use crate::key::{self, CacheKey};
 use crate::loader::Turns;
 use crate::memory::{Bound, Memory};
+use crate::minimum::Minimums;
 use crate::options::{CacheOptions, Capacity, Isolation, LONGEST, Policy, RemovalCause, Span};
 use crate::overlay::Overlay;
+use crate::progress::Watcher;
 use crate::registry::{AnyCache, Home, Registry};
 use crate::stats::Counters;
 use crate::store::Store;
@@ -67,7 +69,10 @@ pub(crate) struct Shared {
     pub(crate) records: Records,
     pub(crate) tags: Tags,
     pub(crate) bus: Option<Arc<Member>>,
+    /// Whether the bus is that of the only tier, which may then do both at once.
+    pub(crate) tier_is_bus: bool,
     pub(crate) courier: Courier,
+    pub(crate) minimums: Minimums,
     census: Mutex<HashMap<Box<str>, Census>>,
     /// What names on the bus stand for. The caches hold this struct, so it must not hold them.
     registry: Weak<Registry>,
@@ -259,7 +264,7 @@ impl Larder {
             .partition(|errand| matches!(errand, Errand::Pattern { .. }));
         let mut receipt = self.shared.send_all(together).await?;
         for errand in apart {
-            receipt = receipt.with(self.shared.send_apart(errand).await?);
+            receipt = receipt.with(self.shared.send_apart(errand, Watcher::default()).await?);
         }
         Ok(receipt)
     }
@@ -447,6 +452,7 @@ impl LarderBuilder {
             let (clock, tasks) = (Arc::clone(&self.clock), Arc::clone(&tasks));
             Arc::new(Tier::new(store, sharing, namespace, counter, clock, tasks))
         };
+        let tier_is_bus = self.stores.len() == 1 && matches!(self.backplane, Hearing::Unsaid);
         let tiers = self.stores.into_iter().enumerate().map(tier).collect();
         let registry = Arc::<Registry>::default();
         let shared = Shared {
@@ -454,8 +460,10 @@ impl LarderBuilder {
             records,
             tags: Tags::new(Arc::new(epochs)),
             bus: bus.map(|bus| Arc::new(Member::new(bus, &self.namespace))),
+            tier_is_bus,
             namespace: self.namespace.into(),
             courier: Courier::default(),
+            minimums: Minimums::default(),
             census: Mutex::default(),
             registry: Arc::downgrade(&registry),
             clock: self.clock,

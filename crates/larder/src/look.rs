@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::answer::Answer;
 use crate::cache::{Inner, Opened};
+use crate::confirm::confirm;
 use crate::entry::Held;
 use crate::envelope::{Header, Rejected};
 use crate::fence::Standing;
@@ -24,13 +25,18 @@ use crate::options::Isolation;
 use crate::policy::{self, Decision};
 use crate::stats::Count;
 use crate::store::{Fill, LeaseRequest, Leased, TagRecord};
-use crate::tags::Tag;
-use crate::tier::{Budget, Unserved};
+use crate::tags::{Tag, Today};
+use crate::tier::{Budget, Tier, Unserved, within};
 use crate::write;
 
-/// How often a lease that another process holds is asked after, in milliseconds: the bounds of a
-/// random wait.
+/// How often a lease that another process holds is asked after where the store cannot tell of its
+/// end, in milliseconds: the bounds of a random wait.
 const POLL_MILLIS: (u64, u64) = (10, 40);
+/// The same where the store tells: what it missed all the same is found out by asking.
+const SLOW_POLL_MILLIS: (u64, u64) = (250, 500);
+/// How often one wait follows the word of the store at once. After that there is a pause before each
+/// look, so that a store that talks too much costs no more than one that is silent.
+const QUICK_LOOKS: usize = 8;
 
 /// How long a stale entry that another process refreshes is served before the next look.
 const ASK_AGAIN_MILLIS: u64 = 500;
@@ -64,6 +70,8 @@ impl Seeking {
 /// Looks in every tier, top to bottom. Fills whose entry is found are landed, and the entry is
 /// promoted into the tiers above; the others come back.
 ///
+/// What memory holds and cannot vouch for is confirmed first, where that is possible.
+///
 /// While the bus is silent, a private tier above a shared one may hold what others have
 /// invalidated. It is asked only for what the lowest tier did not answer, and not at all for a
 /// caller who wants to see what this process has not heard of.
@@ -88,6 +96,10 @@ where
     };
     cache.shared.join(budget).await;
     cache.enlist(budget).await;
+    fills = confirm(&cache, fills, seeking, budget).await;
+    if fills.is_empty() {
+        return fills;
+    }
     let mut elsewhere = Vec::new();
     let unheard = fills.iter().any(FillGuard::is_unheard);
     if cache.shared.epochs().is_trusted() && !unheard {
@@ -381,17 +393,10 @@ async fn verify<K, V>(
         }
         return;
     };
-    let mut today: HashMap<Box<str>, Option<u64>> = HashMap::with_capacity(tags.len());
-    for (tag, record) in tags.into_iter().zip(answer) {
-        let record = record.as_deref().and_then(TagRecord::parse);
-        if let Some(record) = record {
-            tag.learn(record.version, asked);
-        }
-        today.insert(tag.name().into(), record.map(|record| record.version));
-    }
+    let today = Today::learned(tags, answer, asked);
     let holds = |(tag, version): &(Arc<Tag>, u64)| {
-        let asked = today.get(tag.name());
-        asked.is_none_or(|today| *today == Some(*version))
+        let said = today.says(tag);
+        said.is_none_or(|today| today == Some(*version))
     };
     for finding in findings {
         finding
@@ -544,9 +549,16 @@ where
         .clock()
         .monotonic()
         .saturating_add(cache.rules.lease_wait);
+    let mut quick_looks = QUICK_LOOKS;
     while !elsewhere.is_empty() && cache.clock().monotonic() < end {
-        let pause = fastrand::u64(POLL_MILLIS.0..=POLL_MILLIS.1);
-        cache.clock().sleep(Duration::from_millis(pause)).await;
+        rest(
+            cache,
+            &cache.tiers[lowest],
+            &elsewhere,
+            end,
+            &mut quick_looks,
+        )
+        .await;
         let mut budget = Budget::new(cache.shared.tier_budget);
         let seen = look_at(cache, lowest, elsewhere, seeking, &mut budget).await;
         missed.extend(seen.missed);
@@ -554,4 +566,37 @@ where
     }
     missed.extend(elsewhere);
     missed
+}
+
+/// Lets some time pass before the next look, no longer than to the end: until the store says that a
+/// lease changed, or what is random between two bounds.
+async fn rest<K, V>(
+    cache: &Inner<K, V>,
+    tier: &Tier,
+    elsewhere: &[FillGuard<K, V>],
+    end: u64,
+    quick_looks: &mut usize,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let random = |(shortest, longest)| {
+        let left = end.saturating_sub(cache.clock().monotonic());
+        Duration::from_millis(fastrand::u64(shortest..=longest).min(left))
+    };
+    let keys: Vec<Bytes> = elsewhere
+        .iter()
+        .map(|fill| fill.store_key().clone())
+        .collect();
+    let told = within(
+        &**cache.clock(),
+        random(SLOW_POLL_MILLIS),
+        tier.changed(&keys),
+    )
+    .await;
+    match told {
+        None => {}
+        Some(true) if *quick_looks > 0 => *quick_looks -= 1,
+        Some(_) => cache.clock().sleep(random(POLL_MILLIS)).await,
+    }
 }

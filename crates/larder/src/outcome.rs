@@ -35,7 +35,7 @@ pub struct Outcome {
     pub load_time: Option<Duration>,
     /// How far behind what other processes do this answer may be at most: the time since the bus
     /// was last heard, or the memory TTL without a bus; zero where nobody else can change anything,
-    /// and for answers that do not come from memory. What is on its way on a healthy bus comes on
+    /// and for answers that a tier gave or confirmed, or a load. What is on its way on a healthy bus comes on
     /// top, some milliseconds. `None` if the bus was never heard.
     pub behind: Option<Duration>,
 }
@@ -108,6 +108,9 @@ pub enum Reason {
     SkippedMemory,
     /// What memory held may have been invalidated by another process unheard.
     Suspect,
+    /// What memory held may have been invalidated by another process unheard, and the lowest tier
+    /// says that it was not: it still holds the same fill, and the tags stand.
+    Confirmed,
     /// What memory held was invalidated, by tag or with its whole cache.
     Invalidated,
 }
@@ -138,6 +141,7 @@ impl fmt::Display for Outcome {
             Reason::LoadFailed => "; the load failed",
             Reason::SkippedMemory => "; memory was skipped",
             Reason::Suspect => "; what memory held had to be looked up, the bus is silent",
+            Reason::Confirmed => "; compared with the lowest tier, the bus is silent",
             Reason::Invalidated => "; what memory held was invalidated",
         };
         f.write_str(reason)?;

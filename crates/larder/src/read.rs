@@ -131,12 +131,33 @@ where
     });
     if let Some((tags, fresh_for)) = sources {
         note_source(cache, key, tags, fresh_for);
+        if makes_for_others(cache) {
+            scope::note_unverified();
+        }
     }
     probed.unwrap_or(Probe::Fetch(Reason::NotInMemory))
 }
 
 /// How long what was made from a stale entry is fresh: somebody refreshes it just now.
 const STALE_SOURCE: Duration = Duration::from_secs(1);
+
+/// Whether what is made from this read goes into a tier that others read, as its own entries do.
+fn makes_for_others<K, V>(cache: &Inner<K, V>) -> bool
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    cache.is_shared() && scope::is_for_others()
+}
+
+/// Whether what this process has heard may not be enough for a read.
+fn must_catch_up<K, V>(cache: &Inner<K, V>, read: Read) -> bool
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    read.after.is_some() || makes_for_others(cache)
+}
 
 /// Leaves a note of a read for those who make something from it.
 fn note_source<K, V, Q>(cache: &Inner<K, V>, key: &Q, tags: Vec<Arc<Tag>>, fresh_for: Duration)
@@ -191,8 +212,7 @@ where
     let now = cache.clock().monotonic();
     let usable = |held: &Held<V>| {
         let standing = cache.fence.standing(held, now);
-        let is_entry = standing != Standing::Gone && !held.is_minimum();
-        is_entry.then(|| (held.clone(), standing))
+        (standing != Standing::Gone).then(|| (held.clone(), standing))
     };
     cache.memory.get(hash, key, now, usable).flatten()
 }
@@ -252,7 +272,11 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
-    let read = caught_up(cache, read).await;
+    let read = if must_catch_up(cache, read) {
+        caught_up(cache, read).await
+    } else {
+        read
+    };
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => {
@@ -289,7 +313,11 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
-    let read = caught_up(cache, read).await;
+    let read = if must_catch_up(cache, read) {
+        caught_up(cache, read).await
+    } else {
+        read
+    };
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         // A cached "absent" is no answer for a loader that always has a value.
@@ -323,17 +351,20 @@ where
 
 /// A read that is to see what a token stands for: once everything up to it was heard, memory may
 /// answer; if that takes longer than the tiers may take, memory is passed over, and so is whatever
-/// else depends on having heard.
+/// else depends on having heard. So it is for a read inside a load whose result goes to others: they
+/// would read there what was made from something that they know to be gone.
 async fn caught_up<K, V>(cache: &Inner<K, V>, read: Read) -> Read
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let Some(token) = read.after else { return read };
-    let mut budget = Budget::new(cache.shared.tier_budget);
-    let heard = cache.shared.hears(token, &mut budget).await;
-    if heard && !cache.shared.is_forgetting() {
-        return read;
+    if !makes_for_others(cache) {
+        let Some(token) = read.after else { return read };
+        let mut budget = Budget::new(cache.shared.tier_budget);
+        let heard = cache.shared.hears(token, &mut budget).await;
+        if heard && !cache.shared.is_forgetting() {
+            return read;
+        }
     }
     match read.tiers {
         Tiers::Memory => read,
@@ -551,10 +582,10 @@ where
     }
 
     fn reply(&self, held: &Held<V>, origin: Origin, state: State) -> Reply<V> {
-        let reason = if origin == Origin::StandIn {
-            Reason::LoadFailed
-        } else {
-            self.reason
+        let reason = match origin {
+            Origin::StandIn => Reason::LoadFailed,
+            Origin::Confirmed => Reason::Confirmed,
+            Origin::Memory | Origin::Tier(_) | Origin::Loader | Origin::Nobody => self.reason,
         };
         Reply {
             value: held.value.clone(),
@@ -569,6 +600,9 @@ where
             let now = self.cache.clock().monotonic();
             let fresh_for = held.map_or(Duration::MAX, |held| held.times.remaining(now));
             note_source(self.cache, self.key, tags, fresh_for);
+            if landed.is_fenced {
+                scope::note_refused();
+            }
         }
         let Some(held) = &landed.held else {
             return self.missing();
@@ -764,6 +798,17 @@ where
     rest
 }
 
+/// Whether what is loaded goes to those who must not get what was not heard of here: other processes,
+/// by way of the lowest tier, and a caller who says so.
+fn is_for_others<K, V>(fill: &FillGuard<K, V>) -> bool
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let lowest = fill.cache().tiers.len().saturating_sub(1);
+    fill.is_unheard() || (fill.cache().is_shared() && fill.holds_lease(lowest))
+}
+
 /// Runs the loader and brings what it says to everybody who waits.
 async fn conduct<K, V, Fut>(
     cache: Arc<Inner<K, V>>,
@@ -777,6 +822,14 @@ async fn conduct<K, V, Fut>(
 {
     let clock = cache.clock();
     let began = clock.monotonic();
+    let for_others = fills.iter().any(is_for_others);
+    let load = async move {
+        if for_others {
+            scope::for_others(load).await
+        } else {
+            load.await
+        }
+    };
     let loaded = loader::run(&**clock, &cache.turns, cache.rules.load_deadline, load).await;
     let load_ms = clock.monotonic().saturating_sub(began);
     cache.count(Count::LoadMillis, load_ms);
@@ -866,7 +919,11 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
-    let read = caught_up(cache, read).await;
+    let read = if must_catch_up(cache, read) {
+        caught_up(cache, read).await
+    } else {
+        read
+    };
     let token = LeaseToken::random();
     let mut values = Vec::with_capacity(keys.len());
     let (mut missed, mut refreshing) = (Vec::new(), Vec::new());

@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::cache::{Cache, Inner};
-use crate::courier::Why;
 use crate::error::{Error, Result};
 use crate::fence::Standing;
+use crate::invalidation::Why;
 use crate::key::{self, CacheKey};
 use crate::options::CacheOptions;
 use crate::stats::{CacheStats, Count};
@@ -155,8 +155,7 @@ where
         let now = self.clock().monotonic();
         let inspected = self.memory.get(self.memory.hash(&key), &key, now, |held| {
             let standing = self.fence.standing(held, now);
-            let is_entry = standing != Standing::Gone && !held.is_minimum();
-            is_entry.then(|| Inspected {
+            (standing != Standing::Gone).then(|| Inspected {
                 absent: held.value.is_none(),
                 age: held.times.age(now),
                 remaining: held.times.remaining(now),

@@ -544,8 +544,7 @@ where
         let cache = self.cache.upgrade()?;
         let now = cache.clock().monotonic();
         let fresh = cache.memory.get(cache.memory.hash(key), key, now, |held| {
-            let is_served = !held.is_minimum()
-                && now < held.times.serve_until
+            let is_served = now < held.times.serve_until
                 && cache.fence.standing(held, now) == Standing::Current;
             is_served.then(|| Seen {
                 value: held.value.clone(),

@@ -13,6 +13,7 @@ use crate::tags::{MAX_TAGS, Tag};
 
 tokio::task_local! {
     static SCOPE: RefCell<Inherited>;
+    static FOR_OTHERS: ();
 }
 
 /// What the reads of a scope have in common with what is made from them.
@@ -24,6 +25,11 @@ pub(crate) struct Inherited {
     pub(crate) fresh_for: Option<Duration>,
     /// Whether there were more tags than an entry can carry.
     pub(crate) too_many: bool,
+    /// Whether one of them was read in memory alone, where it may be what others have invalidated.
+    pub(crate) unverified: bool,
+    /// Whether one of them was refused: it was invalidated while it was loaded, or is older than it
+    /// may be. What is made from it must not be kept either, whatever tags it has.
+    pub(crate) refused: bool,
 }
 
 impl Inherited {
@@ -47,6 +53,8 @@ impl Inherited {
     /// Takes over what another scope has collected.
     pub(crate) fn extend(&mut self, other: Self) {
         self.too_many |= other.too_many;
+        self.unverified |= other.unverified;
+        self.refused |= other.refused;
         if let Some(fresh_for) = other.fresh_for {
             self.note(other.tags, fresh_for);
         } else {
@@ -120,6 +128,29 @@ pub(crate) async fn inherit<F: Future>(work: F) -> (F::Output, Inherited) {
 /// Whether anybody collects what is read here.
 pub(crate) fn is_open() -> bool {
     SCOPE.try_with(|_| ()).is_ok()
+}
+
+/// Runs a load whose result goes into a tier that other processes read.
+///
+/// What it reads is looked up there as well: an invalidation that has not been heard here yet has
+/// gone past this load, and would not keep out what is made from the old value.
+pub(crate) async fn for_others<F: Future>(load: F) -> F::Output {
+    FOR_OTHERS.scope((), load).await
+}
+
+/// Whether what is made here goes to others.
+pub(crate) fn is_for_others() -> bool {
+    FOR_OTHERS.try_with(|()| ()).is_ok()
+}
+
+/// Leaves a note that memory alone was asked.
+pub(crate) fn note_unverified() {
+    let _nobody_collects = SCOPE.try_with(|scope| scope.borrow_mut().unverified = true);
+}
+
+/// Leaves a note that what was read was refused.
+pub(crate) fn note_refused() {
+    let _nobody_collects = SCOPE.try_with(|scope| scope.borrow_mut().refused = true);
 }
 
 /// Leaves a note of an entry that was read.

@@ -25,9 +25,10 @@ pub(crate) enum Count {
     Invalidation,
     Heard,
     Unverified,
+    Confirmed,
 }
 
-const KINDS: usize = Count::Unverified as usize + 1;
+const KINDS: usize = Count::Confirmed as usize + 1;
 const STRIPES: usize = 16;
 
 /// One stripe, on cache lines of its own.
@@ -85,6 +86,7 @@ impl Counters {
             invalidations: self.sum(Count::Invalidation),
             heard: self.sum(Count::Heard),
             unverified: self.sum(Count::Unverified),
+            confirmed: self.sum(Count::Confirmed),
             ..CacheStats::default()
         }
     }
@@ -147,6 +149,8 @@ pub struct CacheStats {
     /// Reads served from memory that another process may have invalidated: neither the bus nor the
     /// shared tier could be asked. See [`Isolation`](crate::Isolation).
     pub unverified: u64,
+    /// Lookups of suspect entries in memory that the lowest tier confirmed, without sending the value.
+    pub confirmed: u64,
     /// Entries in memory now, dead ones that were not swept yet included.
     pub entries: u64,
     /// The weight of the entries in memory now: bytes, or entries where those are the bound.

@@ -43,9 +43,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Reads each key, in the order given.
     ///
-    /// At most `limit` bytes of a value are fetched. A longer value comes back cut to `limit + 1`
-    /// bytes, so that the caller can tell, or as `None`. A key that holds something that is not a
-    /// string of bytes reads as `None`. A placeholder reads as its header or as `None`.
+    /// Little more than `limit` bytes of a value are fetched: a longer one comes back cut to
+    /// `limit + 1` bytes, so that the caller can tell, and can read the front of a value alone. A key
+    /// that holds something that is not a string of bytes reads as `None`. A placeholder reads as its
+    /// header or as `None`.
     fn get<'a>(
         &'a self,
         keys: &'a [Bytes],
@@ -56,7 +57,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ///
     /// The lease lives in the value's own key: on an absent key as a placeholder that is a header
     /// alone, on a stale value by rewriting the token and deadline in its header, the rest staying
-    /// readable. Anything that overwrites or deletes the key therefore voids the lease. Bytes whose
+    /// readable. Anything that overwrites or deletes the key therefore voids the lease. A lease that
+    /// would end much later than one that begins now may be taken over: it is from before the clock
+    /// of the store was set back. Bytes whose
     /// front [`Header::parse`](crate::envelope::Header::parse) refuses are replaced by a
     /// placeholder. A value over the limit comes back as for [`Store::get`], or is left out.
     ///
@@ -101,9 +104,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Any TTL is taken: below one millisecond is one, and the longest is what the store can keep.
     fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>>;
 
-    /// Makes each value stale from `wall` on, without removing it, and voids leases on it. A value
-    /// that was stale before stays as stale as it was.
-    /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Absent keys
+    /// Makes each value stale without removing it, and voids leases on it: as
+    /// [`Header::expired_at`](crate::envelope::Header::expired_at) says. It is stale at once, whatever
+    /// clocks say; `wall` is only where its grace begins, and one that was stale before keeps that.
+    /// A placeholder is removed, or, if it carries a minimum version, loses its lease. Bytes whose
+    /// front [`Header::parse`](crate::envelope::Header::parse) refuses are removed: they may be an
+    /// entry of another release, which would go on serving it. Absent keys
     /// are left absent.
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>>;
 
@@ -117,6 +123,27 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         keys: &'a [Bytes],
         counter: Option<&'a Bytes>,
     ) -> BoxFuture<'a, StoreResult<()>>;
+
+    /// Does what [`Store::delete`] does with a counter, and then publishes `message` on the bus that
+    /// [`Store::backplane`] gives, as [`Backplane::publish`]
+    /// does. For stores that can do both in one round trip: by default it is
+    /// [`StoreError::unsupported`].
+    ///
+    /// Nobody may hear of the message before the keys are gone. A store that cannot do all of it at
+    /// once, for whatever reason, answers [`StoreError::unsupported`]; it is asked for one thing after
+    /// the other then, whatever it has done by that time. After any other error both may be done or
+    /// not.
+    fn delete_and_publish<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        counter: &'a Bytes,
+        channel: &'a str,
+        message: Bytes,
+    ) -> BoxFuture<'a, StoreResult<Position>> {
+        let _needs_two_steps = (keys, counter, channel, message);
+        let error = StoreError::unsupported("this store does one thing after the other");
+        Box::pin(std::future::ready(Err(error)))
+    }
 
     /// Removes every key that starts with `prefix`, byte by byte, and that `condemned` says yes to.
     ///
@@ -139,6 +166,26 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         member: u32,
         keep: Duration,
     ) -> BoxFuture<'a, StoreResult<Vec<u32>>>;
+
+    /// Waits until one of the keys, on each of which somebody else held a lease when it was last
+    /// read, may have changed: the lease was filled, given back, voided or ended.
+    ///
+    /// No change is missed: a key whose lease is gone when the wait begins ends it at once. It may
+    /// end without a reason, too, so the caller reads the keys again; but a store that ends every
+    /// wait at once makes its callers ask in a circle. Where nobody can tell that the owner of a
+    /// lease died, the wait ends with the time of that lease.
+    ///
+    /// Dropping the future ends the wait and leaves nothing behind. How many keys are waited for at
+    /// once is bounded; beyond that, and where the wait cannot go on, it is an error. A store that
+    /// has no such operation answers [`StoreError::unsupported`], and its callers ask now and then.
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        let _ = keys;
+        Box::pin(async {
+            Err(StoreError::unsupported(
+                "the store does not tell of changes",
+            ))
+        })
+    }
 
     /// The bus that comes with this store, if there is one; the engine uses it unless it was given
     /// another one.
@@ -272,6 +319,16 @@ pub struct Swept {
     pub removed: u64,
 }
 
+impl Swept {
+    /// Both together.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            seen: self.seen + other.seen,
+            removed: self.removed + other.removed,
+        }
+    }
+}
+
 /// The random number that proves who holds a lease. Zero on the wire means "no lease".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseToken(NonZeroU64);
@@ -298,7 +355,8 @@ impl LeaseToken {
 pub struct LeaseRequest {
     /// What to write where the lease is taken.
     pub token: LeaseToken,
-    /// A value whose fresh-until is at or before this wall time is leased. Usually now.
+    /// A value that is not [fresh](crate::envelope::Header::is_fresh) at this wall time is leased.
+    /// Usually now.
     pub stale_at: Millis,
     /// How long the lease lasts, by the store's own clock where it has one.
     pub lease_for: Duration,

@@ -6,6 +6,7 @@
 //! for loads under way that may come to carry them, until a sweep forgets it; a tag that is new to the
 //! table begins with the newest forgotten event, so that loads from before are not stored under it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +17,7 @@ use std::hash::BuildHasher;
 
 use crate::epoch::{Epochs, Moment};
 use crate::key::KeySink;
+use crate::store::TagRecord;
 
 /// The most tags that one entry may carry.
 pub(crate) const MAX_TAGS: usize = 1_000;
@@ -239,12 +241,46 @@ impl Tags {
     }
 }
 
+/// What the lowest tier says of the tags that it was asked about.
+#[derive(Debug)]
+pub(crate) struct Today(HashMap<Box<str>, Option<u64>>);
+
+impl Today {
+    /// Reads the records of `tags` that a tier gave to a question asked at `asked`, and keeps their
+    /// versions in mind.
+    pub(crate) fn learned(
+        tags: Vec<Arc<Tag>>,
+        records: impl IntoIterator<Item = Option<Bytes>>,
+        asked: u64,
+    ) -> Self {
+        let says = |(tag, record): (Arc<Tag>, Option<Bytes>)| {
+            let record = record.as_deref().and_then(TagRecord::parse);
+            if let Some(record) = record {
+                tag.learn(record.version, asked);
+            }
+            (tag.name.clone(), record.map(|record| record.version))
+        };
+        Self(tags.into_iter().zip(records).map(says).collect())
+    }
+
+    /// The version that a tag has, which is none if its record is missing; the outer `None` for a
+    /// tag that was not asked about.
+    pub(crate) fn says(&self, tag: &Tag) -> Option<Option<u64>> {
+        self.0.get(tag.name()).copied()
+    }
+}
+
 /// What tags are called inside: each kind has a prefix of its own, so that no tag of a user is
 /// taken for a cache or a key.
 pub(crate) mod name {
     /// Whether a tag is that of a key.
     pub(crate) fn is_of_key(name: &str) -> bool {
         name.starts_with("k:")
+    }
+
+    /// Whether it is the name of a tag that was given, of a cache, or of a group.
+    pub(crate) fn is_of_many(name: &str) -> bool {
+        ["t:", "c:", "g:"].iter().any(|kind| name.starts_with(kind))
     }
 
     /// An error, as a sentence, for what cannot be a tag.

@@ -18,8 +18,8 @@ use bytes::Bytes;
 
 use crate::clock::{BoxFuture, Clock, Millis, millis};
 use crate::store::{
-    Fill, Filled, LeaseRequest, LeaseToken, Leased, Store, StoreError, StoreErrorKind, StoreResult,
-    Swept, Write,
+    Fill, Filled, LeaseRequest, LeaseToken, Leased, Position, Store, StoreError, StoreErrorKind,
+    StoreResult, Swept, Write,
 };
 use crate::tasks::{TaskKind, Tasks};
 
@@ -252,6 +252,12 @@ impl Tier {
         self.ask(budget, self.store.release(keys, token)).await
     }
 
+    /// Waits until the lease of somebody else on one of the keys may be gone; `false` if the store
+    /// cannot tell. Nothing is learned from how it went: the next operation finds out.
+    pub(crate) async fn changed(&self, keys: &[Bytes]) -> bool {
+        !self.open.load(Relaxed) && self.store.changed(keys).await.is_ok()
+    }
+
     /// Gives a lease back that nobody waits for any more. A tier that cannot be told is out of use
     /// until the key has been removed from it, or else readers would wait for somebody who has
     /// gone. A lease that the store does not want to give up ends by itself.
@@ -295,6 +301,33 @@ impl Tier {
     pub(crate) async fn delete(self: &Arc<Self>, budget: &mut Budget, keys: &[Bytes]) -> Delivery {
         self.deliver(keys.to_vec(), self.ask(budget, self.remove(keys)))
             .await
+    }
+
+    /// Deletes and then publishes in one step, or leaves the keys owed if nobody knows whether that
+    /// was done. After any other error it has to be done in two.
+    pub(crate) async fn delete_and_publish(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        keys: &[Bytes],
+        channel: &str,
+        message: Bytes,
+    ) -> Result<Position, Unserved> {
+        let Some(counter) = &self.counter else {
+            return Err(Unserved::Down);
+        };
+        let debt = Debt {
+            tier: self,
+            keys: keys.to_vec(),
+            prefix: None,
+        };
+        let both = self
+            .store
+            .delete_and_publish(keys, counter, channel, message);
+        let told = self.ask(budget, both).await;
+        if !matches!(told, Err(Unserved::Unknown)) {
+            debt.paid();
+        }
+        told
     }
 
     fn remove<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
@@ -540,6 +573,11 @@ impl Tier {
             health,
             &StoreError::unavailable("an invalidation or the end of a lease did not get through"),
         );
+    }
+
+    /// Whether it has still to make up for something.
+    pub(crate) fn owes(&self) -> bool {
+        self.open.load(SeqCst) && self.health().owed.len() > 0
     }
 
     pub(crate) fn count_hit(&self) {

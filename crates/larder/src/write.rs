@@ -23,12 +23,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
-use crate::clock::millis;
-use crate::courier::{Errand, MINIMUM_FOR, Receipt, Why};
+use crate::courier::{Errand, Receipt};
 use crate::entry::{Details, Held, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
 use crate::epoch::Moment;
@@ -36,13 +36,15 @@ use crate::error::{Error, Result};
 use crate::fence::Standing;
 use crate::fill::{FillGuard, Landed, Origin};
 use crate::glob::Glob;
+use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::memory::{Inserted, Placement};
 use crate::options::NO_TTL_ON_SERVER;
 use crate::policy::{self, Decision, Lifetimes};
+use crate::progress::Watcher;
 use crate::scope::Inherited;
 use crate::stats::Count;
-use crate::store::{Fill, Filled, Position, Tagged, Write};
+use crate::store::{Fill, Filled, Position, Swept, Tagged, Write};
 use crate::tags::{MAX_TAGS, Tag, name};
 use crate::tasks::TaskKind;
 use crate::tier::{Budget, Delivery};
@@ -115,17 +117,17 @@ pub(crate) async fn commit<K, V>(
             fill.land(Ok(Landed::refused(entry.held, began)));
             continue;
         }
-        let kept = match entry.keep {
-            Keep::Store => keep(cache, &fill, entry.held.clone()),
+        let landed = match entry.keep {
+            Keep::Store => match keep(cache, &fill, entry.held.clone()) {
+                Inserted::NotAdmitted => Landed::fenced(entry.held),
+                _ => Landed::fresh(entry.held, Origin::Loader),
+            },
             Keep::NoStore => {
                 forget(cache, &fill);
-                Inserted::NotAdmitted
+                Landed::not_stored(entry.held)
             }
         };
-        fill.land(Ok(match kept {
-            Inserted::NotAdmitted => Landed::not_stored(entry.held),
-            _ => Landed::fresh(entry.held, Origin::Loader),
-        }));
+        fill.land(Ok(landed));
     }
 }
 
@@ -287,7 +289,7 @@ where
     let (times, version) = (held.times, held.version());
     let now = cache.clock().monotonic();
     let is_stale = !times.is_fresh(now);
-    store(cache, fill.hash(), key.clone(), held, weight, |there| {
+    store(cache, fill.hash(), key, held, weight, |there| {
         let outdated = there.is_some_and(|there| {
             // A read of the tiers, or a refresh that failed, may be slower than one that succeeded.
             let fresher = is_stale && there.times.fresh_until > times.fresh_until;
@@ -308,7 +310,7 @@ where
     let Some(key) = fill.key() else { return };
     let weight = cache.weigh(key, fill.store_key().len(), &held);
     let (now, version) = (cache.clock().monotonic(), held.version());
-    store(cache, fill.hash(), key.clone(), held, weight, |resident| {
+    store(cache, fill.hash(), key, held, weight, |resident| {
         let newer = |there: &Held<V>| {
             let standing = cache.fence.standing(there, now);
             !there.gives_way_to(version)
@@ -333,11 +335,12 @@ where
     });
 }
 
-/// Stores an entry in memory if `admit` says so under the lock of its shard.
+/// Stores an entry in memory if `admit` says so under the lock of its shard, and its version is not
+/// below the minimum of its key.
 fn store<K, V>(
     cache: &Inner<K, V>,
     hash: u64,
-    key: K,
+    key: &K,
     held: Held<V>,
     weight: u32,
     admit: impl FnOnce(Option<&Held<V>>) -> bool,
@@ -350,8 +353,16 @@ where
         weight,
         dies_at: held.times.dies_at(),
     };
-    let now = cache.clock().monotonic();
-    let inserted = cache.memory.insert(hash, key, held, place, now, admit);
+    let (now, version) = (cache.clock().monotonic(), held.version());
+    let logical = || key::encode(b"", key).unwrap_or_default();
+    let minimums = &cache.shared.minimums;
+    let admit = |there: Option<&Held<V>>| {
+        // Whoever names a minimum notes it before they drop what is there.
+        minimums.let_in(&cache.name, logical, version, now) && admit(there)
+    };
+    let inserted = cache
+        .memory
+        .insert(hash, key.clone(), held, place, now, admit);
     match inserted {
         Inserted::Stored => {}
         Inserted::NotAdmitted => cache.count(Count::Fenced, 1),
@@ -418,10 +429,13 @@ where
     // What is invalidated already is given to those who wait and to no store. A value that is
     // renewed is as old as its tags, whatever they are to be from now on.
     let gone = |known: &Details| known.tags.iter().any(|tag| tag.changed() > began.stamp);
-    let refused = tags.is_none() || known.is_some_and(gone);
+    let refused = tags.is_none() || known.is_some_and(gone) || loaded.inherited.refused;
     let tags = tags.unwrap_or_default();
+    // What may be made from something that is gone is for this process alone, which will hear of it.
     let (sealed, encoded_len) = match keep {
-        Keep::Store if !refused => seal(cache, store_key, &label, &tags, value.as_deref()),
+        Keep::Store if !refused && !loaded.inherited.unverified => {
+            seal(cache, store_key, &label, &tags, value.as_deref())
+        }
         _ => (None, 0),
     };
     let held = Held {
@@ -430,6 +444,7 @@ where
         stamp: AtomicU64::new(began.stamp),
         load_ms,
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
+        fill_id: sealed.is_some().then_some(label.fill_id),
         details: Details::of(label, tags),
     };
     Ok(Entry {
@@ -562,7 +577,7 @@ where
     }
     cache.count(Count::Write, 1);
     if cache.is_alone() {
-        let set = set_now(cache, hash, key, store_key.len(), entry.held);
+        let set = set_now(cache, hash, &key, store_key.len(), entry.held);
         // What was there before is gone, whether the new value found room or not.
         cache
             .shared
@@ -583,7 +598,7 @@ where
             !entry.refused && gives_way && cache.fence.bump_from(mark).is_some()
         };
         let mut dropped = Delivery::Acked;
-        if store(cache, hash, key.clone(), entry.held, weight, admit) == Inserted::NotAdmitted {
+        if store(cache, hash, &key, entry.held, weight, admit) == Inserted::NotAdmitted {
             // Which of the writes each tier keeps is not known here. The lowest tier decides, and
             // the next read finds out. The bump makes whoever comes later do the same.
             cache.fence.bump(hash);
@@ -596,8 +611,12 @@ where
         }
         // Everybody else drops the key, other schema versions of it go, and what depends on it.
         let told = Errand::forget(&cache.name, logical, Why::Written, cache.home());
-        let receipt = cache.shared.deliver(told).await;
-        receipt.and(written).and(dropped)
+        let receipt = cache.shared.deliver(told.clone()).await;
+        let by_tiers = written.and(dropped);
+        if by_tiers == Delivery::Queued {
+            cache.shared.tell_once_more(vec![told]);
+        }
+        receipt.and(by_tiers)
     })
     .await
 }
@@ -657,7 +676,7 @@ where
 fn set_now<K, V>(
     cache: &Inner<K, V>,
     hash: u64,
-    key: K,
+    key: &K,
     key_len: usize,
     mut held: Held<V>,
 ) -> Result<()>
@@ -665,7 +684,7 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let weight = cache.weigh(&key, key_len, &held);
+    let weight = cache.weigh(key, key_len, &held);
     let version = held.version();
     *held.stamp.get_mut() = cache.fence.stamp();
     let inserted = store(cache, hash, key, held, weight, |there| {
@@ -702,7 +721,7 @@ where
     match entry.keep {
         Keep::Store => {
             cache.count(Count::Write, 1);
-            set_now(cache, hash, key, store_key.len(), entry.held)
+            set_now(cache, hash, &key, store_key.len(), entry.held)
         }
         Keep::NoStore => {
             drop_from_memory(cache, hash, &key);
@@ -736,6 +755,7 @@ where
     cache.shared.check_open()?;
     let logical = key::encode(b"", key)?;
     cache.count(Count::Invalidation, 1);
+    cache.shared.note_minimum(&cache.name, &logical, why);
     cache.forget_key(&key.to_owned(), &logical, why);
     if cache.is_alone() {
         return Ok(Receipt::ACKED);
@@ -752,7 +772,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         match why {
             Why::Expired => expire_in_memory(self, hash, key),
             Why::Invalidated | Why::Written => drop_from_memory(self, hash, key),
-            Why::Before(version) => await_version(self, hash, key, version),
+            Why::Before(version) => drop_below(self, hash, key, version),
         }
         if why != Why::Expired {
             let dependents = name::of_key(&self.name, logical);
@@ -779,20 +799,18 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     }
 }
 
-/// Drops values below `version` and keeps them out of memory for a while. A higher bound, or a
-/// value of that version, stays.
-fn await_version<K, V>(cache: &Inner<K, V>, hash: u64, key: &K, version: u64)
+/// Drops a value below `version`, or of none. One of that version or a higher one stays.
+fn drop_below<K, V>(cache: &Inner<K, V>, hash: u64, key: &K, version: u64)
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
     cache.fence.bump(hash);
     let now = cache.clock().monotonic();
-    let until = now.saturating_add(millis(MINIMUM_FOR));
-    let held = Held::minimum(version, cache.fence.stamp(), until);
-    let weight = cache.weigh(key, 0, &held);
-    store(cache, hash, key.clone(), held, weight, |there| {
-        there.is_none_or(|there| there.version() < version.max(1))
+    cache.memory.update(hash, key, now, |held, dies_at| {
+        if held.version() < version.max(1) {
+            *dies_at = 0;
+        }
     });
     // As when a key is dropped: flights that boarded before may have seen it.
     cache.fence.bump(hash);
@@ -806,17 +824,19 @@ where
     cache.fence.bump(hash);
     let now = cache.clock().monotonic();
     cache.memory.update(hash, key, now, |held, dies_at| {
-        if !held.is_minimum() {
-            held.times = held.times.expired(now);
-            *dies_at = held.times.dies_at();
-        }
+        held.times = held.times.expired(now);
+        *dies_at = held.times.dies_at();
     });
     // As when a key is dropped: flights that boarded before may have seen it fresh.
     cache.fence.bump(hash);
 }
 
 /// `Cache::invalidate_matching`.
-pub(crate) async fn invalidate_matching<K, V>(cache: &Inner<K, V>, glob: &str) -> Result<Receipt>
+pub(crate) async fn invalidate_matching<K, V>(
+    cache: &Inner<K, V>,
+    glob: &str,
+    watcher: Watcher,
+) -> Result<Receipt>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -830,7 +850,9 @@ where
         cache.shared.check_sweepable()?;
     }
     cache.count(Count::Invalidation, 1);
-    cache.forget_matching(&|key| parsed.matches_encoded(key));
+    let gone = cache.forget_matching(&|key| parsed.matches_encoded(key));
+    let (seen, removed) = (gone, gone);
+    watcher.tell(&Arc::from("memory"), Swept { seen, removed });
     if cache.is_alone() {
         return Ok(Receipt::ACKED);
     }
@@ -838,7 +860,7 @@ where
         cache: Arc::clone(&cache.name),
         glob: glob.into(),
     };
-    cache.shared.send_apart(errand).await
+    cache.shared.send_apart(errand, watcher).await
 }
 
 /// `Cache::clear`.
@@ -859,6 +881,10 @@ where
         .await
 }
 
+/// So many entries are dropped by whoever clears. A million take as long as a million allocations
+/// are freed, and the thread has others to serve.
+const DROPPED_IN_PLACE: u64 = 1_000;
+
 /// Makes every entry unreadable at once, and then gives its memory back.
 pub(crate) fn clear_memory<K, V>(cache: &Inner<K, V>)
 where
@@ -866,7 +892,12 @@ where
     V: Send + Sync + 'static,
 {
     cache.fence.clear();
-    cache.memory.clear();
+    let gone = cache.memory.clear();
+    if gone.len() > DROPPED_IN_PLACE
+        && let Ok(runtime) = Handle::try_current()
+    {
+        runtime.spawn_blocking(move || drop(gone));
+    }
 }
 
 /// Runs a write in a task of its own: a caller that goes away in the middle, as web handlers do,

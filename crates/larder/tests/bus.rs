@@ -7,11 +7,15 @@ mod common;
 use std::io;
 
 use bytes::Bytes;
-use common::{Fleet, Line, found, healthy, ms, never, secs, soon, turn_until, until};
+use common::{
+    Fleet, Line, another_process, found, healthy, ms, never, secs, soon, turn_until, until,
+};
 use larder::backplane::{Backplane, LocalBus};
 use larder::store::StoreErrorKind;
-use larder::{Cache, Isolation, Larder, Loaded, Read, Receipt, Source, TierHealth};
-use larder_testkit::{BusFault, BusOperation, FaultyBus, Gate, Operation, StoreFault, settle};
+use larder::{Cache, Isolation, Larder, Loaded, Read, Reason, Receipt, Source, TierHealth};
+use larder_testkit::{
+    BusFault, BusOperation, FaultyBus, FaultyStore, Gate, Operation, StoreFault, settle,
+};
 
 type Numbers = Cache<u64, u64>;
 
@@ -519,7 +523,7 @@ async fn what_cannot_be_read_is_a_gap_and_what_is_foreign_or_forged_is_counted()
     until("it is counted", || b.bus().unwrap().unreadable == 1).await;
     assert_eq!(b.bus().unwrap().doubts, 2, "one at joining, one now");
     let read = at_b.with(Read::new()).get_explained(&1).await.unwrap();
-    assert_ne!(read.outcome.source, Source::Memory, "it was looked up anew");
+    assert_eq!(read.outcome.reason, Reason::Confirmed, "the tier was asked");
     // A message of another namespace, in our channel.
     let foreigner = Larder::builder("u").clock(fleet.clock.clone());
     let foreigner = foreigner.backplane(other.clone()).build().unwrap();
@@ -614,5 +618,102 @@ async fn a_load_under_way_is_not_stored_if_another_process_invalidates_meanwhile
         if how == "set" {
             assert_eq!(*at_b.get_or_load(&1, |_| never()).await.unwrap(), 2);
         }
+    }
+}
+
+#[tokio::test]
+async fn what_a_tier_missed_is_told_again_when_it_has_made_up_for_it() {
+    for (how, bus_fails) in [
+        ("invalidate", false),
+        ("invalidate", true),
+        ("tag", false),
+        ("tag", true),
+        ("set", false),
+        ("set", true),
+    ] {
+        let fleet = Fleet::new();
+        let near = FaultyStore::new(fleet.store.clone(), fleet.clock.clone());
+        let (a, line) = fleet.process_with(|builder| builder.shared(near.clone()));
+        let (b, _) = fleet.process();
+        let (at_a, at_b) = (numbers(&a), numbers(&b));
+        let _ = at_a.set(1, Loaded::value(1).tags(["a"])).await.unwrap();
+        at_b.get(&1).await.unwrap();
+        healthy(&b).await;
+        near.inject(
+            [Operation::Delete, Operation::Set],
+            StoreFault::Fail(StoreErrorKind::Unavailable),
+        );
+        if bus_fails {
+            let fault = BusFault::Fail(StoreErrorKind::Unavailable);
+            line.inject([BusOperation::Publish], fault);
+        }
+        let changed = match how {
+            "tag" => a.invalidate_tag("a").await,
+            "set" => at_a.set(1, 2).await,
+            _ => at_a.invalidate(&1).await,
+        };
+        assert!(changed.unwrap().is_queued(), "{how}");
+        if bus_fails {
+            line.heal();
+            let finished = line.finished(BusOperation::Publish);
+            until("the bus is told", || {
+                fleet.clock.advance(ms(20));
+                line.finished(BusOperation::Publish) > finished
+            })
+            .await;
+        }
+        // It hears of it, and finds the old value in the tier once more.
+        settle(&b).await;
+        assert_eq!(at_b.get(&1).await.unwrap().as_deref(), Some(&1), "{how}");
+        near.heal();
+        until("everybody was told again", || {
+            fleet.clock.advance(ms(20));
+            a.bus().is_some_and(|bus| bus.unsent == 0) && a.tiers()[0].owed == 0
+        })
+        .await;
+        settle(&b).await;
+        assert_eq!(at_b.get(&1).await.unwrap(), None, "{how}");
+    }
+}
+
+/// What it looked up before may be what the message was about.
+#[tokio::test]
+async fn a_reader_after_a_doubt_does_not_join_a_look_up_from_before() {
+    for loads in [true, false] {
+        let fleet = Fleet::new();
+        let (a, _, at_a) = joined(fleet.process()).await;
+        // Of another release, which A cannot read.
+        let b = another_process("t", &fleet.clock, &fleet.store);
+        let at_b = numbers(&b);
+        let _ = at_b.set(1, 1).await.unwrap();
+        let operation = if loads {
+            Operation::Lease
+        } else {
+            Operation::Get
+        };
+        let gate = fleet.store.pause_after(operation);
+        let read = |value: u64| {
+            let at_a = at_a.clone();
+            tokio::spawn(async move {
+                if loads {
+                    let read = at_a.get_or_load(&1, |_| found(value)).await;
+                    return Some(*read.unwrap());
+                }
+                at_a.get(&1).await.unwrap().as_deref().copied()
+            })
+        };
+        let before = read(2);
+        gate.arrived(1).await;
+        let doubts = a.bus().unwrap().doubts;
+        let _ = at_b.set(1, 2).await.unwrap();
+        forge(&fleet.bus, "1 was set").await;
+        until("it is in doubt", || a.bus().unwrap().doubts > doubts).await;
+        let after = read(2);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        assert_eq!(soon(before).await.unwrap(), Some(1), "it came before");
+        assert_eq!(soon(after).await.unwrap(), Some(2), "it loads: {loads}");
     }
 }

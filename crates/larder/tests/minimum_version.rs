@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use common::{
-    Answered, Turns, Wobbly, another_process, faulty, found, ms, secs, soon, turn_until, unasked,
-    with_tier, with_two_tiers,
+    Answered, Fleet, Turns, Wobbly, another_process, faulty, found, healthy, ms, secs, soon,
+    turn_until, unasked, with_tier, with_two_tiers,
 };
 use larder::store::StoreErrorKind;
-use larder::{Cache, Larder, Loaded};
+use larder::{Cache, Larder, Loaded, Read};
 use larder_testkit::{Gate, ManualClock, Operation, StoreFault, seeds, settle};
 
 type Numbers = Cache<u64, u64>;
@@ -96,6 +96,87 @@ async fn a_minimum_of_one_process_holds_for_the_others_through_the_tier() {
     assert_eq!(here.get(&1).await.unwrap(), None);
     there.get_or_load(&1, |_| version(6)).await.unwrap();
     assert_eq!(here.get(&1).await.unwrap().as_deref(), Some(&6));
+}
+
+#[tokio::test]
+async fn a_minimum_outlives_what_comes_after_it() {
+    for how in [
+        "invalidate",
+        "pattern",
+        "newer",
+        "set in memory",
+        "expire",
+        "clear",
+    ] {
+        for (here, larder, clock) in larders() {
+            let here = format!("{here}, {how}");
+            let cache: Numbers = larder.cache("c").build().unwrap();
+            let _ = cache.invalidate_before(&1, 5).await.unwrap();
+            clock.advance(secs(4));
+            if how == "newer" {
+                cache.get_or_load(&1, |_| version(5)).await.unwrap();
+            }
+            if how == "set in memory" {
+                let _ = cache.set_in_memory(1, Loaded::value(4).version(4));
+                assert_eq!(cache.get_in_memory(&1), None, "{here}");
+            }
+            let receipt = match how {
+                "pattern" => cache.invalidate_matching("1").await,
+                "expire" => cache.expire(&1).await,
+                "clear" => cache.clear().await,
+                _ => cache.invalidate(&1).await,
+            };
+            assert!(receipt.unwrap().is_acked(), "{here}");
+            for _ in 0..2 {
+                cache.get_or_load(&1, |_| version(4)).await.unwrap();
+                assert_eq!(cache.get_in_memory(&1), None, "{here}");
+                assert_eq!(cache.get(&1).await.unwrap(), None, "{here}");
+                clock.advance(ms(2_999));
+            }
+            clock.advance(secs(60));
+            cache.get_or_load(&1, |_| version(4)).await.unwrap();
+            assert_eq!(cache.get(&1).await.unwrap().as_deref(), Some(&4), "{here}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_process_that_heard_of_a_minimum_keeps_to_it() {
+    let fleet = Fleet::new();
+    for tiers in [true, false] {
+        let process = || {
+            fleet.process_with(|builder| match tiers {
+                true => builder.shared(fleet.store.clone()),
+                false => builder,
+            })
+        };
+        let [(a, _), (b, _)] = [process(), process()];
+        let cache = |larder: &Larder| -> Numbers {
+            larder.cache(if tiers { "c" } else { "d" }).build().unwrap()
+        };
+        let (at_a, at_b) = (cache(&a), cache(&b));
+        for (larder, cache) in [(&a, &at_a), (&b, &at_b)] {
+            cache.get_or_load(&1, |_| version(4)).await.unwrap();
+            healthy(larder).await;
+        }
+        let receipt = at_a.invalidate_before(&1, 5).await.unwrap();
+        let heard = Read::new().after(receipt.token().unwrap());
+        assert_eq!(soon(at_b.with(heard).get(&1)).await.unwrap(), None);
+        at_b.get_or_load(&1, |_| version(4)).await.unwrap();
+        assert_eq!(at_b.get_in_memory(&1), None, "tiers: {tiers}");
+        // Whoever invalidates meanwhile leaves it where it is.
+        assert!(at_b.invalidate(&1).await.unwrap().is_acked());
+        at_a.get_or_load(&1, |_| version(4)).await.unwrap();
+        assert_eq!(at_a.get(&1).await.unwrap(), None, "tiers: {tiers}");
+        at_b.get_or_load(&1, |_| version(5)).await.unwrap();
+        assert_eq!(at_b.get_in_memory(&1).as_deref(), Some(&5));
+        fleet.clock.advance(secs(10));
+        assert!(at_a.invalidate(&1).await.unwrap().is_acked());
+        at_a.get_or_load(&1, |_| version(4)).await.unwrap();
+        assert_eq!(at_a.get(&1).await.unwrap().as_deref(), Some(&4));
+        settle(&a).await;
+        settle(&b).await;
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use larder::store::{
     Capabilities, Fill, Filled, LeaseRequest, LeaseToken, Leased, StoreError, StoreErrorKind,
     StoreResult, Swept, Write,
 };
-use larder::{Cache, ErrorKind, Invalidation, Larder, Loaded, Store};
+use larder::{Cache, ErrorKind, Invalidation, Larder, Loaded, Progress, Store};
 use larder_testkit::{Gate, ManualClock, Operation, StoreFault, settle};
 
 type Pages = Cache<(String, u64), u64>;
@@ -181,6 +181,88 @@ async fn what_cannot_be_read_as_a_glob_is_an_error_and_takes_nothing() {
         assert_eq!(error.kind(), ErrorKind::Config, "{glob}");
     }
     assert!(pages.get(&key).await.unwrap().is_some());
+}
+
+/// What a watcher was told.
+type Told = Arc<std::sync::Mutex<Vec<Progress>>>;
+
+async fn many_users(pages: &Pages, users: u64) {
+    for at in 0..users {
+        let _ = pages.set(("user".to_owned(), at), at).await.unwrap();
+    }
+    let _ = pages.set(("other".to_owned(), 1), 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_watcher_is_told_how_far_it_gets_and_the_receipt_what_it_came_to() {
+    const USERS: u64 = 2_500;
+    for (here, larder, _, stores) in larders() {
+        let pages: Pages = larder.cache("page").capacity(10_000).build().unwrap();
+        many_users(&pages, USERS).await;
+        let told = Told::default();
+        let watch = {
+            let told = Arc::clone(&told);
+            move |progress| told.lock().unwrap().push(progress)
+        };
+        let matching = pages.invalidate_matching("user:*").watched(watch);
+        let receipt = matching.await.unwrap();
+        let all = Swept {
+            seen: USERS,
+            removed: USERS,
+        };
+        let told = told.lock().unwrap().clone();
+        assert_eq!((&*told[0].tier, told[0].swept), ("memory", all), "{here}");
+        // The tiers here have the same name, and are walked through one after the other.
+        let steps: Vec<u64> = told[1..].iter().map(|step| step.swept.removed).collect();
+        let of_one = [1_000, 2_000, USERS, USERS];
+        assert_eq!(steps, of_one.repeat(stores.len()), "{here}");
+        assert_eq!(receipt.swept().removed, USERS * stores.len() as u64);
+        assert_eq!(receipt.swept().seen, USERS * stores.len() as u64);
+        let tag = larder.invalidate_tag("a").await.unwrap();
+        assert_eq!(tag.swept(), Swept::default());
+    }
+}
+
+#[tokio::test]
+async fn a_pattern_that_matches_everything_walks_through_nothing() {
+    for (here, larder, _, stores) in larders() {
+        let pages: Pages = larder.cache("page").build().unwrap();
+        for glob in ["*", "**"] {
+            many_users(&pages, 10).await;
+            assert!(pages.invalidate_matching(glob).await.unwrap().is_acked());
+            let left = pages.get(&("user".to_owned(), 1)).await.unwrap();
+            assert_eq!(left, None, "{glob}, {here}");
+        }
+        assert!(stores.iter().all(|tier| tier.begun(Operation::Sweep) == 0));
+    }
+}
+
+#[tokio::test]
+async fn what_is_watched_goes_on_without_its_caller_and_whatever_the_watcher_does() {
+    let (larder, clock, tier) = with_tier("t");
+    let pages: Pages = larder.cache("page").build().unwrap();
+    many_users(&pages, 10).await;
+    let told = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let watch = {
+        let told = Arc::clone(&told);
+        move |_| {
+            told.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            std::panic::panic_any("what a watcher should not do");
+        }
+    };
+    let gate = tier.pause_before(Operation::Sweep);
+    let matching = pages.invalidate_matching("user:*").watched(watch);
+    let dropped = common::polled(5, matching.into_future()).await;
+    assert!(dropped.is_none());
+    soon(gate.arrived(1)).await;
+    gate.open();
+    settle(&larder).await;
+    assert_eq!(told.load(std::sync::atomic::Ordering::SeqCst), 3);
+    let other = another_process("t", &clock, &tier);
+    let pages: Pages = other.cache("page").build().unwrap();
+    assert_eq!(pages.get(&("user".to_owned(), 1)).await.unwrap(), None);
+    let kept = pages.get(&("other".to_owned(), 1)).await.unwrap();
+    assert_eq!(kept.as_deref(), Some(&1));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ mod common;
 
 use common::{Fleet, another_process, found, healthy, ms, soon, with_tier};
 use larder::store::StoreErrorKind;
-use larder::{Cache, Invalidation, Larder, Read, Receipt};
+use larder::{Cache, Invalidation, Larder, Loaded, Read, Receipt};
 use larder_testkit::{BusFault, BusOperation, Operation, StoreFault, settle};
 
 type Old = Cache<u64, u64>;
@@ -168,6 +168,42 @@ async fn a_version_that_comes_later_is_known_to_those_who_have_asked_before() {
         let (b, _) = fleet.process();
         let left = new(&b).get(&1).await.unwrap();
         assert_eq!(left, None, "{failing:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_of_a_version_that_the_sender_does_not_know_sees_to_its_own() {
+    for how in ["invalidate", "set", "pattern", "before"] {
+        let fleet = Fleet::new();
+        let (a, _) = fleet.process();
+        let at_a = old(&a);
+        let _ = at_a.set(1, 1).await.unwrap();
+        let _ = at_a.invalidate(&1).await.unwrap();
+        healthy(&a).await;
+        // Nobody ever learns of the new version.
+        let unavailable = StoreErrorKind::Unavailable;
+        let (b, line) = fleet.process();
+        fleet
+            .store
+            .inject([Operation::Enlist], StoreFault::Fail(unavailable));
+        line.inject([BusOperation::Publish], BusFault::Fail(unavailable));
+        let at_b = new(&b);
+        for key in [1, 2] {
+            let value = Loaded::value(key.to_string()).version(4);
+            at_b.get_or_load(&key, |_| found(value)).await.unwrap();
+        }
+        healthy(&b).await;
+        let receipt = match how {
+            "before" => at_a.invalidate_before(&1, 5).await.unwrap(),
+            _ => change(&at_a, how).await,
+        };
+        let heard = Read::new().after(receipt.token().unwrap());
+        soon(at_b.with(heard).get(&2)).await.unwrap();
+        settle(&b).await;
+        let (c, _) = fleet.process();
+        let at_c = new(&c);
+        assert_eq!(at_c.get(&1).await.unwrap(), None, "{how}");
+        assert!(at_c.get(&2).await.unwrap().is_some(), "{how}");
     }
 }
 

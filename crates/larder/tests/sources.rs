@@ -11,9 +11,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::{another_process, found, secs, soon, unasked, with_tier, with_two_tiers};
-use larder::{Cache, ErrorKind, Invalidation, Larder, Loaded, collect};
-use larder_testkit::{Gate, ManualClock, settle};
+use common::{
+    Fleet, another_process, found, healthy, secs, soon, turn_until, unasked, with_tier,
+    with_two_tiers,
+};
+use larder::store::StoreErrorKind;
+use larder::{Cache, ErrorKind, Invalidation, Larder, Loaded, Read, Token, collect};
+use larder_testkit::{Gate, ManualClock, Operation, StoreFault, settle};
 
 type Numbers = Cache<u64, u64>;
 
@@ -78,6 +82,81 @@ async fn what_is_made_from_an_entry_goes_with_it_whatever_happens_to_it() {
             assert_eq!(page.get(&1).await.unwrap().as_deref(), Some(&20), "{here}");
         }
     }
+}
+
+/// Two processes, the second of which holds the product as 1 and hears no more of anything; and the
+/// product has become 2, with a token of that.
+async fn one_that_has_not_heard(
+    fleet: &Fleet,
+    how: &str,
+) -> ([(Larder, Numbers, Numbers); 2], Token) {
+    let pair = [fleet.process(), fleet.process()].map(|(larder, line)| {
+        let product: Numbers = larder.cache("product").build().unwrap();
+        let page: Numbers = larder.cache("page").build().unwrap();
+        (line, (larder, product, page))
+    });
+    let [(_, a), (line, b)] = pair;
+    let _ = a.1.set(7, Loaded::value(1).tags(["a"])).await.unwrap();
+    b.1.get(&7).await.unwrap();
+    healthy(&b.0).await;
+    // What was read before the bus was joined is looked up once more.
+    b.1.get(&7).await.unwrap();
+    assert_eq!(b.1.get_in_memory(&7).as_deref(), Some(&1));
+    line.hold();
+    let changed = match how {
+        "set" => a.1.set(7, 2).await,
+        "tag" => a.0.invalidate_tag("a").await,
+        "clear" => a.1.clear().await,
+        _ => a.1.invalidate(&7).await,
+    };
+    let token = changed.unwrap().token().unwrap();
+    ([a, b], token)
+}
+
+#[tokio::test]
+async fn what_is_made_for_others_is_not_made_from_what_is_gone_unheard() {
+    for how in ["invalidate", "set", "tag", "clear"] {
+        let fleet = Fleet::new();
+        let ([a, b], _) = one_that_has_not_heard(&fleet, how).await;
+        assert_eq!(page_of(&b.2, &b.1, 2, &[]).await, 20, "{how}");
+        settle(&b.0).await;
+        assert_eq!(page_of(&a.2, &a.1, 2, &[]).await, 20, "{how}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_in_memory_alone_is_not_kept_for_others() {
+    let fleet = Fleet::new();
+    let ([a, b], _) = one_that_has_not_heard(&fleet, "invalidate").await;
+    let product = b.1.clone();
+    let made = b.2.get_or_load(&1, |_| async move {
+        Ok::<_, io::Error>(*product.get_in_memory(&7).unwrap() * 10)
+    });
+    assert_eq!(*soon(made).await.unwrap(), 10);
+    settle(&b.0).await;
+    assert_eq!(page_of(&a.2, &a.1, 2, &[]).await, 20);
+}
+
+#[tokio::test]
+async fn a_token_reaches_what_the_value_is_made_from() {
+    let fleet = Fleet::new();
+    let ([_a, b], token) = one_that_has_not_heard(&fleet, "invalidate").await;
+    // So that the result goes to nobody but the caller.
+    fleet.store.inject(
+        [Operation::Lease],
+        StoreFault::Fail(StoreErrorKind::Refused),
+    );
+    let product = b.1.clone();
+    let load = |_| async move {
+        let product = product.get_or_load(&7, |_| found(2)).await?;
+        Ok::<_, larder::Error>(*product * 10)
+    };
+    let reading = tokio::spawn(async move {
+        let read = Read::new().after(token);
+        b.2.with(read).get_or_load(&1, load).await.map(|page| *page)
+    });
+    let page = turn_until(&fleet.clock, secs(1), reading).await;
+    assert_eq!(page.unwrap(), 20);
 }
 
 #[tokio::test]
@@ -159,6 +238,43 @@ async fn a_source_that_changes_while_something_is_made_from_it_keeps_that_out() 
                 _ => product.invalidate(&7).await,
             }
             .unwrap();
+            gate.open();
+            assert_eq!(soon(making).await.unwrap().unwrap(), 1);
+            settle(&larder).await;
+            assert_eq!(page.get(&1).await.unwrap(), None, "{how}, {here}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_made_from_a_refused_value_is_not_kept_either() {
+    for (here, larder, _) in larders() {
+        let product: Numbers = larder.cache("product").build().unwrap();
+        let page: Numbers = larder.cache("page").build().unwrap();
+        for how in ["tag", "version"] {
+            let gate = Gate::new();
+            if how == "version" {
+                let _ = product.invalidate_before(&7, 2).await.unwrap();
+            }
+            let making = tokio::spawn({
+                let (page, product, gate) = (page.clone(), product.clone(), gate.clone());
+                async move {
+                    // It names its tag when that is gone already.
+                    let load = |_| async move {
+                        let load = |_| async move {
+                            gate.wait().await;
+                            Ok::<_, io::Error>(Loaded::value(1).tags(["a"]).version(1))
+                        };
+                        let value = product.get_or_load(&7, load).await?.unwrap();
+                        Ok::<_, larder::Error>(*value)
+                    };
+                    page.get_or_load(&1, load).await.map(|value| *value)
+                }
+            });
+            gate.arrived(1).await;
+            if how == "tag" {
+                let _ = larder.invalidate_tag("a").await.unwrap();
+            }
             gate.open();
             assert_eq!(soon(making).await.unwrap().unwrap(), 1);
             settle(&larder).await;

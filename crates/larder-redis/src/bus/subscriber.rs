@@ -225,13 +225,13 @@ fn is_forbidden(said: &str) -> bool {
     server_error(said).is_some_and(|error| is_not_available(&error))
 }
 
-fn field(info: &str, name: &str) -> Option<String> {
+pub(super) fn field(info: &str, name: &str) -> Option<String> {
     let value = info.lines().find_map(|line| line.strip_prefix(name))?;
     Some(value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
 /// A number for a name, the same in every process: FNV-1a, 64 bits. Never 0.
-fn fingerprint(name: &str) -> u64 {
+pub(super) fn fingerprint(name: &str) -> u64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });

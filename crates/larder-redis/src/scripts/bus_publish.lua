@@ -1,5 +1,5 @@
 -- Numbers a message, writes it into the journal and tells the listeners.
--- ARGV     channel, message, incarnation for a new channel (8 bytes), how many messages and how many
+-- ARGV     channel (empty where the server tells of keys that change), message, incarnation for a new channel (8 bytes), how many messages and how many
 --          bytes the journal keeps
 -- Returns  the position, 16 bytes
 
@@ -47,11 +47,14 @@ local function number()
   return packed(incarnation, n), failed
 end
 
-local position, failed = number()
-if not failed then
-  return failure(redis.pcall('PUBLISH', ARGV[1], 'LRDB\1M' .. position .. ARGV[2])) or position
+local function tell(frame)
+  if ARGV[1] == '' then return nil end
+  return failure(redis.pcall('PUBLISH', ARGV[1], frame))
 end
+
+local position, failed = number()
+if not failed then return tell('LRDB\1M' .. position .. ARGV[2]) or position end
 -- Told without a number, because it must get through. Whoever misses it finds the incarnation gone.
 redis.pcall('DEL', KEYS[1], KEYS[2])
-redis.pcall('PUBLISH', ARGV[1], 'LRDB\1U' .. ARGV[2])
+tell('LRDB\1U' .. ARGV[2])
 return failed

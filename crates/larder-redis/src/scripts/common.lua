@@ -1,6 +1,6 @@
 -- What the scripts share.
 local NONE = '\0\0\0\0\0\0\0\0'
-local MAGIC = 'LRDR\1\0'
+local MAGIC = 'LRDR\1'
 local sub = string.sub
 
 -- Whether a <= b, both of eight bytes, the highest first. Halves are compared because Lua's numbers
@@ -16,6 +16,11 @@ local function is_wrong_type(reply)
     and string.find(reply.err, 'WRONGTYPE', 1, true)
 end
 
+-- Whether bytes begin as a header does: magic, and whether it was made stale by hand.
+local function begins(bytes)
+  return sub(bytes, 1, 5) == MAGIC and string.byte(bytes, 6) <= 1
+end
+
 -- The front of a string; empty for another type. A second value is an error to return.
 local function front(key, bytes)
   local found = redis.pcall('GETRANGE', key, 0, bytes - 1)
@@ -29,14 +34,19 @@ local function header_of(key)
   local header, failed = front(key, 64)
   if failed then return nil, failed end
   local is_header = #header == 64
-    and sub(header, 1, 6) == MAGIC
+    and begins(header)
     and at_most(sub(header, 41, 48), sub(header, 49, 56))
   return is_header and header or nil
 end
 
 -- The version in front of a value, NONE for bytes that are no entry.
 local function version_of(value)
-  return #value >= 64 and sub(value, 1, 6) == MAGIC and sub(value, 57, 64) or NONE
+  return #value >= 64 and begins(value) and sub(value, 57, 64) or NONE
+end
+
+-- Whether a value with this header is fresh at a time of eight bytes.
+local function is_fresh(header, at)
+  return sub(header, 6, 6) == '\0' and not at_most(sub(header, 41, 48), at)
 end
 
 local function has_value(key)

@@ -6,6 +6,7 @@
 --          {2, stale, position}  the lease is the caller's; stale is nil where there is no value,
 --                                position is there if it was asked for
 --          {3, stale}  somebody else holds the lease
+local MINUTE_MS = 60000
 local key, token, lease_ms = KEYS[1], ARGV[1], tonumber(ARGV[3])
 
 local header, failed = header_of(key)
@@ -13,12 +14,15 @@ if failed then return failed end
 local is_valued = header and has_value(key)
 -- False becomes nil on the wire, where nil would end the array.
 local value = is_valued and redis.call('GETRANGE', key, 0, ARGV[4]) or false
-if is_valued and not at_most(sub(header, 41, 48), ARGV[2]) then return {1, value} end
+if is_valued and is_fresh(header, ARGV[2]) then return {1, value} end
 
 local time = now()
 if header then
   local holder = sub(header, 25, 32)
-  local held = holder ~= NONE and struct.unpack('>I8', header, 33) > time
+  local left = struct.unpack('>I8', header, 33) - time
+  -- One that lasts so much longer than ours would is from before the clock was set back. Whoever
+  -- holds it may still fill until we take it.
+  local held = holder ~= NONE and left > 0 and left <= math.max(10 * lease_ms, MINUTE_MS)
   -- A request that is sent again because its answer was lost meets its own token.
   if held and holder ~= token then return {3, value} end
 end
@@ -39,7 +43,7 @@ elseif version ~= NONE then
   local left = redis.call('PTTL', key)
   if left >= 0 and left < lease_ms then redis.call('PEXPIRE', key, ARGV[3]) end
 else
-  local placeholder = MAGIC .. '\0\0' .. NONE .. NONE .. lease .. NONE .. NONE .. NONE
+  local placeholder = MAGIC .. '\0\0\0' .. NONE .. NONE .. lease .. NONE .. NONE .. NONE
   redis.call('SET', key, placeholder, 'PX', ARGV[3])
 end
 return {2, value, at}

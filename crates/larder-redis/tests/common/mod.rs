@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "every scenario uses some of it")]
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -305,4 +306,16 @@ pub(crate) fn calls(server: &RedisServer, command: &str) -> u64 {
     let field = format!("cmdstat_{command}:calls=");
     let line = text.lines().find_map(|line| line.strip_prefix(&field));
     line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
+
+/// For tests that say how long something took.
+pub(crate) static CLOCK: LazyLock<SystemClock> = LazyLock::new(SystemClock::new);
+
+pub(crate) fn since(then: Millis) -> Duration {
+    Duration::from_millis(CLOCK.monotonic() - then)
+}
+
+pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
 }

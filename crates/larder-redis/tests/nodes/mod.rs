@@ -1,11 +1,11 @@
 //! Several larders in processes of their own, over the database of the test.
 //!
-//! A node is this test binary once more, told by a variable to be one. It connects to the test and
-//! does what the lines say that come from there, each in a task of its own:
+//! A node is this test binary once more, told by a variable to be one: a [`Peer`] of the test, which
+//! does what it is told in lines:
 //!
 //! ```text
-//! test: NUMBER load KEY            node: NUMBER VERSION, and the story of the read
-//! test: NUMBER invalidate KEY      node: NUMBER acked TOKEN, or queued
+//! test: load KEY            node: VERSION, and the story of the read
+//! test: invalidate KEY      node: acked TOKEN, or queued
 //! ```
 
 #![allow(dead_code, reason = "every scenario uses some of it")]
@@ -13,21 +13,16 @@
 
 mod database;
 mod node;
+mod table;
 
-use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use larder::clock::{Clock, SystemClock};
-use larder_testkit::{RedisServer, Twin};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpListener;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::oneshot;
+use larder_testkit::{NoAnswer, Peer, RedisServer, Twin};
 
 pub(crate) use database::Database;
+pub(crate) use table::{Table, name};
 
 /// Long for a busy machine, short enough for a test to fail with a sentence.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,6 +44,8 @@ pub(crate) struct Place {
     pub(crate) ttl: u64,
     /// Whether it loads anew what nobody can be asked about.
     pub(crate) doubts_alone: bool,
+    /// Whether the server tells it itself what changed, in place of messages on a channel.
+    pub(crate) watching: bool,
 }
 
 impl Place {
@@ -61,6 +58,7 @@ impl Place {
             lease: 31_000,
             ttl: 3_600_000,
             doubts_alone: false,
+            watching: false,
         }
     }
 
@@ -71,13 +69,8 @@ impl Place {
 
 /// A larder in another process.
 pub(crate) struct Node {
-    process: Twin,
-    lines: tokio::sync::Mutex<OwnedWriteHalf>,
-    waiting: Waiting,
-    asked: AtomicU64,
+    peer: Peer,
 }
-
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<String>>>>;
 
 /// What an invalidation or a write came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,9 +83,7 @@ pub(crate) enum Told {
 impl Node {
     /// Starts a node that caches `database`, and waits until it is there.
     pub(crate) async fn start(database: &Database, place: &Place) -> Self {
-        let door = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let words = [
-            door.local_addr().unwrap().to_string(),
             database.address().to_string(),
             format!("redis://{}{}", place.user, place.redis),
             place
@@ -102,21 +93,11 @@ impl Node {
             place.lease.to_string(),
             place.ttl.to_string(),
             place.doubts_alone.to_string(),
+            place.watching.to_string(),
         ];
-        let process = Twin::start(node::TEST, &[(node::VARIABLE, &words.join(" , "))]).unwrap();
-        let (socket, _) = tokio::time::timeout(PATIENCE, door.accept())
-            .await
-            .unwrap_or_else(|_| panic!("the node does not come"))
-            .unwrap();
-        let (answers, lines) = socket.into_split();
-        let waiting = Waiting::default();
-        tokio::spawn(listen(answers, Arc::clone(&waiting)));
-        Self {
-            process,
-            lines: tokio::sync::Mutex::new(lines),
-            waiting,
-            asked: AtomicU64::new(0),
-        }
+        let variables = [(node::VARIABLE, &*words.join(" , "))];
+        let peer = Peer::start(node::TEST, &variables).await.unwrap();
+        Self { peer }
     }
 
     /// Three of them.
@@ -129,35 +110,17 @@ impl Node {
     }
 
     pub(crate) fn process(&self) -> &Twin {
-        &self.process
+        self.peer.twin()
     }
 
     /// Sends a line and waits for the answer; an error if none comes in time, or if the answer is
     /// an error itself.
     pub(crate) async fn try_ask(&self, line: &str, patience: Duration) -> Result<String, String> {
-        let number = self.asked.fetch_add(1, SeqCst);
-        let (answer, answered) = oneshot::channel();
-        self.waiting.lock().unwrap().insert(number, answer);
-        let line = format!("{number} {line}\n");
-        let sent = async {
-            self.lines
-                .lock()
-                .await
-                .write_all(line.as_bytes())
-                .await
-                .ok()?;
-            answered.await.ok()
-        };
-        let answer = tokio::time::timeout(patience, sent).await;
-        self.waiting.lock().unwrap().remove(&number);
-        let answer = answer
-            .ok()
-            .flatten()
-            .ok_or_else(|| format!("no answer to {line:?}"))?;
-        match answer.strip_prefix("error ") {
-            Some(error) => Err(error.to_owned()),
-            None => Ok(answer),
-        }
+        let answer = self.peer.ask(line, patience).await;
+        answer.map_err(|error| match error {
+            NoAnswer::Gone | NoAnswer::Silent => format!("no answer to {line:?}"),
+            NoAnswer::Failed(why) => why,
+        })
     }
 
     pub(crate) async fn ask(&self, line: &str) -> String {
@@ -255,18 +218,4 @@ pub(crate) fn token(told: Told) -> String {
         Told::Acked(Some(token)) => token,
         other => panic!("{other:?} has no token"),
     }
-}
-
-async fn listen(answers: OwnedReadHalf, waiting: Waiting) {
-    let mut answers = BufReader::new(answers).lines();
-    while let Ok(Some(line)) = answers.next_line().await {
-        let (number, answer) = line.split_once(' ').unwrap();
-        let waits = waiting.lock().unwrap().remove(&number.parse().unwrap());
-        if let Some(waits) = waits {
-            // Whoever asked may have lost patience.
-            let _ = waits.send(answer.to_owned());
-        }
-    }
-    // Nobody answers any more: whoever waits is told by the end of the channel.
-    waiting.lock().unwrap().clear();
 }

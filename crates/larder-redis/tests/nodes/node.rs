@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use larder::clock::{BoxFuture, Clock, Millis, SystemClock};
 use larder::{Cache, Isolation, Larder, Loaded, Read, Receipt, TierHealth, Token};
-use larder_redis::{Redis, RedisBus};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use larder_redis::{BusKind, Redis, RedisBus, RedisOptions};
+use larder_testkit::Peer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
 
 /// The variable that makes the test below a node.
 pub(super) const VARIABLE: &str = "LARDER_TEST_NODE";
@@ -60,16 +60,30 @@ fn a_node_ends_with_its_test() {
 
 async fn serve(words: &str) {
     let words: Vec<&str> = words.split(" , ").map(str::trim).collect();
-    let [test, database, redis, bus, skew, lease, ttl, doubts_alone] = words[..] else {
+    let [
+        database,
+        redis,
+        bus,
+        skew,
+        lease,
+        ttl,
+        doubts_alone,
+        watching,
+    ] = words[..]
+    else {
         panic!("{words:?}");
     };
     let clock = SkewedClock {
         clock: SystemClock::new(),
         skew: skew.parse().unwrap(),
     };
+    let mut options = RedisOptions::default();
+    if watching == "true" {
+        options.bus = BusKind::Tracking;
+    }
     let builder = Larder::builder("t")
         .clock(Arc::new(clock))
-        .shared(Redis::new(redis).unwrap());
+        .shared(Redis::with_options(redis, options).unwrap());
     let builder = match bus {
         "" => builder,
         bus => builder.backplane(RedisBus::new(bus).unwrap()),
@@ -87,23 +101,15 @@ async fn serve(words: &str) {
         larder,
         database: database.parse().unwrap(),
     });
-    let test: SocketAddr = test.parse().unwrap();
-    let (lines, answers) = TcpStream::connect(test).await.unwrap().into_split();
-    let answers = Arc::new(Mutex::new(answers));
-    let mut lines = BufReader::new(lines).lines();
-    // The test is over when the connection is.
-    while let Ok(Some(line)) = lines.next_line().await {
-        let (node, answers) = (Arc::clone(&node), Arc::clone(&answers));
-        tokio::spawn(async move {
-            let (number, line) = line.split_once(' ').unwrap();
-            let answer = match node.answer(line).await {
-                Ok(answer) => format!("{number} {answer}\n"),
-                Err(error) => format!("{number} error {error:?}\n"),
-            };
-            // The test may be over.
-            let _ = answers.lock().await.write_all(answer.as_bytes()).await;
-        });
-    }
+    Peer::answer(|line| {
+        let node = Arc::clone(&node);
+        async move {
+            node.answer(&line)
+                .await
+                .map_err(|error| format!("{error:?}"))
+        }
+    })
+    .await;
 }
 
 impl Node {

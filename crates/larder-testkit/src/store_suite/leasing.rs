@@ -117,7 +117,7 @@ pub async fn bytes_that_are_no_envelope_are_leased_as_absent(subject: &Subject) 
         ("a header cut short", good[..Header::LEN - 1].into()),
         ("another magic", with(0, b'M')),
         ("another version", with(4, 2)),
-        ("a reserved byte in use", with(5, 1)),
+        ("a mark that nobody knows", with(Header::EXPIRED_AT, 2)),
         (
             "fresh longer than stale",
             with(Header::FRESH_UNTIL_AT, 0xff),

@@ -7,8 +7,8 @@ use larder::envelope::Header;
 use larder::store::{Fill, Filled, LeaseToken, Leased, Position, TagRecord, Tagged, Write};
 
 use super::{
-    Subject, envelope, fill, lease_in, ok, same_but_lease, stored, token, with_tags, with_version,
-    write,
+    Subject, envelope, expired, fill, lease_in, ok, same_but_lease, stored, token, with_tags,
+    with_version, write,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ enum Slot {
 impl Slot {
     fn lease(&mut self, token: LeaseToken, stale_at: Millis, here: Position) -> Leased {
         let stale = match self {
-            Slot::Value { value, .. } if fresh_until(value) > stale_at => {
+            Slot::Value { value, .. } if is_fresh(value, stale_at) => {
                 return Leased::Value(value.clone());
             }
             Slot::Value { value, .. } => Some(value.clone()),
@@ -99,11 +99,7 @@ impl Slot {
     fn expire(&mut self, wall: Millis) {
         self.end_lease();
         if let Slot::Value { value, .. } = self {
-            let at = Header::FRESH_UNTIL_AT;
-            let mut bytes = value.to_vec();
-            let until = fresh_until(value).min(wall);
-            bytes[at..at + 8].copy_from_slice(&until.to_be_bytes());
-            *value = bytes.into();
+            *value = expired(value, wall);
         }
     }
 
@@ -130,8 +126,8 @@ impl Slot {
     }
 }
 
-fn fresh_until(value: &Bytes) -> Millis {
-    Header::parse(value).map_or(0, |header| header.fresh_until)
+fn is_fresh(value: &Bytes, at: Millis) -> bool {
+    Header::parse(value).is_some_and(|header| header.is_fresh(at))
 }
 
 fn version_of(value: &Bytes) -> u64 {

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use larder::envelope::Header;
 use larder::store::{Fill, LeaseRequest, Leased};
 
 use super::{
     HOUR, HOUR_MS, SHORT, Subject, assert_acquired_absent, assert_acquired_stale,
-    assert_same_but_lease, fill, ok, stored, token, write,
+    assert_same_but_lease, expired, fill, ok, stored, token, write,
 };
 
 /// `set` asks nothing about what the key held, and no lease outlives it.
@@ -48,20 +47,8 @@ pub async fn expire_makes_stale_and_keeps_the_rest(subject: &Subject) {
     let keys = [fresh_key, leased_key];
     ok("expire", subject.store.expire(&keys, now).await);
     let found = subject.get(&keys).await;
-    let header = Header::parse(&found[0].clone().unwrap_or_default());
-    let expected = Header::parse(&fresh).map(|header| Header {
-        fresh_until: now,
-        lease_until: 0,
-        ..header
-    });
-    let found_header = header.map(|header| Header {
-        lease_until: 0,
-        ..header
-    });
-    assert_eq!(found_header, expected, "only fresh-until changes");
-    let body = found[0].as_ref().map(|value| value.slice(Header::LEN..));
-    assert_eq!(body, Some(fresh.slice(Header::LEN..)), "the body stays");
-    assert_same_but_lease(&found[1], &leased);
+    assert_same_but_lease(&found[0], &expired(&fresh, now));
+    assert_same_but_lease(&found[1], &expired(&leased, now));
     for key in &keys {
         let request = LeaseRequest {
             stale_at: now,
@@ -81,8 +68,39 @@ pub async fn expire_never_makes_a_value_fresher(subject: &Subject) {
     subject.set(&key, &old).await;
     for wall in [subject.now(), subject.now() + 10 * HOUR_MS, u64::MAX] {
         subject.expire(&key, wall).await;
+        let old = expired(&old, wall);
         assert_same_but_lease(&subject.raw(&key).await, &old);
         assert_acquired_stale(&subject.lease(&key, token()).await, &old);
+    }
+}
+
+/// Whoever expires a value may have a clock that is ahead of, or behind, that of who reads it.
+pub async fn what_is_expired_is_stale_by_every_clock(subject: &Subject) {
+    let now = subject.now();
+    for ahead in [0, 1_000, 10 * HOUR_MS, u64::MAX - now] {
+        let key = subject.key(format!("ahead:{ahead}"));
+        let value = subject.fresh("v");
+        subject.set(&key, &value).await;
+        subject.expire(&key, now + ahead).await;
+        for stale_at in [0, now - HOUR_MS, now] {
+            let request = LeaseRequest {
+                stale_at,
+                ..subject.request(token(), HOUR)
+            };
+            let leased = subject.lease_with(&key, &request).await;
+            assert_acquired_stale(&leased, &expired(&value, now + ahead));
+            ok(
+                "release",
+                subject
+                    .store
+                    .release(std::slice::from_ref(&key), request.token)
+                    .await,
+            );
+        }
+        // What replaces it is fresh again.
+        subject.set(&key, &value).await;
+        let leased = subject.lease(&key, token()).await;
+        assert_eq!(leased, Leased::Value(value));
     }
 }
 
@@ -94,6 +112,20 @@ pub async fn expire_removes_a_placeholder_and_adds_nothing(subject: &Subject) {
     ok("expire", subject.store.expire(&keys, subject.now()).await);
     assert_eq!(subject.get(&keys).await, [None, None]);
     assert_acquired_absent(&subject.lease(&held, token()).await);
+}
+
+/// It may be an entry of another release, which would go on serving it as fresh.
+pub async fn expire_removes_what_cannot_be_read(subject: &Subject) {
+    let mut later = subject.fresh("of a later release").to_vec();
+    later[4] += 1;
+    let keys = ["later", "foreign", "kept"].map(|name| subject.key(name));
+    let kept = subject.fresh("kept");
+    subject.set(&keys[0], &later.into()).await;
+    subject.set(&keys[1], &Bytes::from_static(b"hello")).await;
+    subject.set(&keys[2], &kept).await;
+    let expired = subject.store.expire(&keys[..2], subject.now()).await;
+    ok("expire", expired);
+    assert_eq!(subject.get(&keys).await, [None, None, Some(kept)]);
 }
 
 /// `delete` removes what is named, whatever it is, and nothing else.
@@ -160,13 +192,10 @@ pub async fn extreme_times_are_taken(subject: &Subject) {
         .set_for(&brief, &value, Duration::from_nanos(1))
         .await;
     let holder = token();
-    assert_acquired_absent(
-        &subject
-            .lease_with(&leased, &subject.request(holder, Duration::MAX))
-            .await,
-    );
+    let for_ever = |token| subject.request(token, Duration::MAX);
+    assert_acquired_absent(&subject.lease_with(&leased, &for_ever(holder)).await);
     assert_eq!(
-        subject.lease(&leased, token()).await,
+        subject.lease_with(&leased, &for_ever(token())).await,
         Leased::Held { stale: None }
     );
     subject.pass(SHORT);
@@ -177,7 +206,7 @@ pub async fn extreme_times_are_taken(subject: &Subject) {
         .await;
     assert_eq!(subject.raw(&ever).await, Some(value.clone()));
     assert_eq!(
-        subject.lease(&leased, token()).await,
+        subject.lease_with(&leased, &for_ever(token())).await,
         Leased::Held { stale: None }
     );
     let fill = Fill {

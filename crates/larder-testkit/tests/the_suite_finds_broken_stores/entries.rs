@@ -2,7 +2,7 @@
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ enum Flaw {
     AbsentIsEmpty,
     FetchesValuesWhole,
     CutsAtTheLimit,
+    LeavesOutLongValues,
     EndsValuesAtNul,
     EndsKeysAtNul,
     ReadsKeysAsUtf8,
@@ -55,7 +56,9 @@ enum Flaw {
     SetIsFill,
     ExpireDeletes,
     ExpireRefreshes,
+    ExpireGoesByTheClock,
     ExpireKeepsPlaceholders,
+    ExpireKeepsWhatItCannotRead,
     DeletesOnlyValues,
     IgnoresTimesToLive,
     ErrsOnLongTimes,
@@ -63,6 +66,13 @@ enum Flaw {
     SweepsByPattern,
     SweepsAThousand,
     MiscountsSweeps,
+    NeverWakes,
+    WatchesOneKey,
+    ListensWithoutALook,
+    LooksAndThenListens,
+    WakesAlways,
+    WaitsPastTheLease,
+    CountsDroppedWaits,
     HasNoName,
     BreaksWhenDropped,
 }
@@ -73,6 +83,7 @@ struct Broken {
     flaw: Flaw,
     /// Set while an operation of a store that breaks when dropped is under way.
     busy: AtomicBool,
+    waited: AtomicUsize,
 }
 
 /// As long as no test runs.
@@ -206,6 +217,7 @@ impl Store for Broken {
             found.resize(keys.len(), None);
             for value in &mut found {
                 match (&value, self.flaw) {
+                    (Some(full), Flaw::LeavesOutLongValues) if full.len() > limit => *value = None,
                     (None, Flaw::AbsentIsEmpty) => *value = Some(Bytes::new()),
                     (Some(full), Flaw::EndsValuesAtNul) if full.len() > Header::LEN => {
                         let body = &full[Header::LEN..];
@@ -340,11 +352,23 @@ impl Store for Broken {
                 if self.is(Flaw::ExpireKeepsPlaceholders) && raw.len() == Header::LEN {
                     continue;
                 }
+                if self.is(Flaw::ExpireKeepsWhatItCannotRead) && before.is_none() {
+                    continue;
+                }
                 self.store.expire(std::slice::from_ref(key), wall).await?;
                 match before {
-                    Some(header) if self.is(Flaw::ExpireRefreshes) && raw.len() > Header::LEN => {
+                    Some(header)
+                        if (self.is(Flaw::ExpireRefreshes)
+                            || self.is(Flaw::ExpireGoesByTheClock))
+                            && raw.len() > Header::LEN =>
+                    {
+                        let until = if self.is(Flaw::ExpireRefreshes) {
+                            header.stale_until
+                        } else {
+                            header.fresh_until
+                        };
                         let header = Header {
-                            fresh_until: wall.min(header.stale_until),
+                            fresh_until: wall.min(until),
                             lease: None,
                             ..header
                         };
@@ -427,12 +451,60 @@ impl Store for Broken {
         self.store.enlist(record, member, keep)
     }
 
+    fn changed<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            match self.flaw {
+                Flaw::NeverWakes => std::future::pending().await,
+                Flaw::WatchesOneKey => self.store.changed(&keys[..1]).await,
+                Flaw::ListensWithoutALook => self.written_to(keys).await,
+                Flaw::LooksAndThenListens if self.all_leased(keys).await => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    self.written_to(keys).await
+                }
+                Flaw::WaitsPastTheLease if self.all_leased(keys).await => {
+                    self.written_to(keys).await
+                }
+                Flaw::WakesAlways => Ok(()),
+                Flaw::CountsDroppedWaits => {
+                    let waited = self.waited.fetch_add(keys.len(), Ordering::SeqCst);
+                    if waited > 10_000 {
+                        return Err(StoreError::unavailable("too many wait"));
+                    }
+                    let changed = self.store.changed(keys).await;
+                    self.waited.fetch_sub(keys.len(), Ordering::SeqCst);
+                    changed
+                }
+                _ => self.store.changed(keys).await,
+            }
+        })
+    }
+
     fn ping(&self) -> BoxFuture<'_, StoreResult<()>> {
         self.store.ping()
     }
 }
 
 impl Broken {
+    /// Whether each of the keys carries a lease, whatever its time.
+    async fn all_leased(&self, keys: &[Bytes]) -> bool {
+        for key in keys {
+            let header = self.header(key).await;
+            if header.and_then(|header| header.lease).is_none() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until one of the keys holds something else than now.
+    async fn written_to(&self, keys: &[Bytes]) -> StoreResult<()> {
+        let before = self.store.get(keys, usize::MAX).await?;
+        while self.store.get(keys, usize::MAX).await? == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
     async fn fill_one(&self, fill: &Fill) -> StoreResult<Filled> {
         let fill = Fill {
             key: self.key(&fill.key),
@@ -533,6 +605,7 @@ fn open(flaw: Flaw) -> impl FnOnce() -> Ready<Subject> {
             store: MemoryStore::new(clock.clone()),
             flaw,
             busy: AtomicBool::new(false),
+            waited: AtomicUsize::new(0),
         };
         ready(Subject::new(Arc::new(store)).with_clock(clock))
     }
@@ -550,7 +623,8 @@ crate::finds! {
     an_empty_batch_is_answered_with_nothing: ErrsOnEmptyBatches;
     a_batch_may_be_large: LosesAllBut500OfABatch;
     an_absent_key_reads_as_none: AbsentIsEmpty;
-    a_value_longer_than_the_limit_is_recognisable: FetchesValuesWhole CutsAtTheLimit;
+    a_value_longer_than_the_limit_is_recognisable: FetchesValuesWhole CutsAtTheLimit
+        LeavesOutLongValues;
     a_value_comes_back_byte_for_byte: EndsValuesAtNul;
     keys_are_any_bytes: EndsKeysAtNul ReadsKeysAsUtf8;
     a_value_may_be_as_long_as_the_store_says: TakesLessThanItSays;
@@ -565,6 +639,13 @@ crate::finds! {
     one_of_many_concurrent_readers_gets_the_lease: LeaseIsNotAtomic EveryoneAcquires;
     a_lease_ends_when_its_time_is_over: LeasesNeverEnd;
     a_lease_neither_prolongs_nor_shortens_a_stale_value: LeasesShortenValues LeasesProlongValues;
+    // Waiting for the end of a lease
+    a_wait_ends_with_whatever_ends_the_lease: NeverWakes WatchesOneKey;
+    a_wait_for_a_lease_that_is_gone_ends_at_once: ListensWithoutALook WatchesOneKey;
+    a_wait_for_a_lease_that_stands_takes_a_while: WakesAlways;
+    a_wait_ends_with_the_time_of_the_lease: WaitsPastTheLease;
+    no_end_of_a_lease_is_missed: LooksAndThenListens;
+    a_dropped_wait_leaves_nothing_behind: CountsDroppedWaits;
     // Filling
     a_fill_with_the_token_is_stored_and_ends_the_lease: FillKeepsTheToken;
     a_fill_without_the_token_is_refused: FillIgnoresTheToken;
@@ -584,7 +665,9 @@ crate::finds! {
     set_replaces_whatever_was_there: SetIsFill SetKeepsLeases;
     expire_makes_stale_and_keeps_the_rest: ExpireDeletes ExpireKeepsLeases;
     expire_never_makes_a_value_fresher: ExpireRefreshes;
+    what_is_expired_is_stale_by_every_clock: ExpireGoesByTheClock;
     expire_removes_a_placeholder_and_adds_nothing: ExpireKeepsPlaceholders;
+    expire_removes_what_cannot_be_read: ExpireKeepsWhatItCannotRead;
     delete_removes_values_and_leases: DeletesOnlyValues DeleteKeepsLeases;
     a_value_is_gone_when_its_time_to_live_is_over: IgnoresTimesToLive;
     extreme_times_are_taken: ErrsOnLongTimes;

@@ -39,6 +39,7 @@ fn every_property_is_in_the_suite_and_has_a_store_that_breaks_it() {
     let sources = [
         include_str!("../../src/store_suite/reading.rs"),
         include_str!("../../src/store_suite/leasing.rs"),
+        include_str!("../../src/store_suite/waking.rs"),
         include_str!("../../src/store_suite/filling.rs"),
         include_str!("../../src/store_suite/releasing.rs"),
         include_str!("../../src/store_suite/writing.rs"),

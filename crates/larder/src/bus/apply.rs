@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message::{Item, Why as Reason};
+use super::message::Item;
 use crate::clock::Millis;
-use crate::courier::{Errand, Why};
+use crate::courier::Errand;
 use crate::glob::Glob;
+use crate::invalidation::Why;
+use crate::key;
 use crate::larder::Shared;
+use crate::minimum::Minimum;
 use crate::registry::{AnyCache, Heard, Home};
 use crate::tags::name;
 use crate::tasks::TaskKind;
@@ -87,10 +90,11 @@ impl Shared {
                 versions,
                 why,
             } => {
+                self.note_minimum(cache, key, *why);
                 match self.find(cache) {
                     Some(cache) => self.forget_heard(&cache, key, versions, *why),
                     // What is made from an entry may be here without the cache of that entry.
-                    None if *why != Reason::Expired => self.forget_dependents(cache, key),
+                    None if *why != Why::Expired => self.forget_dependents(cache, key),
                     None => {}
                 }
             }
@@ -102,11 +106,15 @@ impl Shared {
                 }
                 None => self.tags.invalidate(&name::of_cache(cache)),
             },
-            Item::Pattern { cache, glob } => {
+            Item::Pattern {
+                cache,
+                glob,
+                versions,
+            } => {
                 self.forget_matching(cache, glob);
                 if let Some(heard) = self.find(cache) {
                     heard.count_heard();
-                    self.sweep_private_tiers(&heard, glob);
+                    self.sweep_copies(&heard, glob, versions);
                 }
             }
             Item::Everything => {
@@ -119,17 +127,46 @@ impl Shared {
         }
     }
 
+    /// Does what a changed key of the shared tier asks for. Keys that this process never reads say
+    /// nothing; what it cannot tell apart is not among those it reads.
+    pub(crate) fn apply_change(self: &Arc<Self>, key: &Bytes) {
+        let Some(name) = key.strip_prefix(&self.records.namespace()[..]) else {
+            return;
+        };
+        if let Some(record) = name.strip_prefix(b"~") {
+            return self.apply_changed_record(record);
+        }
+        let Some((cache, version, key_at)) = key::taken_apart(name) else {
+            return;
+        };
+        let Some(cache) = self.find(cache).filter(|cache| cache.version() == version) else {
+            return;
+        };
+        if cache.lives().0 == Home::AboveTiers {
+            let key = key.slice(key.len() - name.len() + key_at..);
+            self.forget_heard(&cache, &key, &[version], Why::Invalidated);
+        }
+    }
+
+    /// A record that changed has another version, or none: entries that carry the old one go. It may
+    /// have been prolonged only; they are found again below.
+    fn apply_changed_record(&self, record: &[u8]) {
+        let name = key::unescape(record).and_then(|name| String::from_utf8(name).ok());
+        match name.as_deref() {
+            Some(tag) if name::is_of_key(tag) => self.tags.invalidate_if_carried(tag),
+            Some(tag) if name::is_of_many(tag) => self.tags.invalidate(tag),
+            // The counter, schema versions, the bus itself.
+            _ => {}
+        }
+    }
+
     fn forget_heard(
         self: &Arc<Self>,
         cache: &Arc<dyn AnyCache>,
         key: &Bytes,
         versions: &[u32],
-        reason: Reason,
+        why: Why,
     ) {
-        let why = match reason {
-            Reason::Invalidated | Reason::Written => Why::Invalidated,
-            Reason::Expired => Why::Expired,
-        };
         cache.count_heard();
         if !cache.hear(key, Heard(why)) && why != Why::Expired {
             self.forget_dependents(cache.name(), key);
@@ -138,10 +175,7 @@ impl Shared {
             return;
         }
         let entry = self.entry_key(cache.name(), cache.version(), key);
-        let mut stale = self.private_tiers_above_shared();
-        // Whoever sent it did not know of our version, so the shared entry is left to us.
-        let unknown = !versions.is_empty() && !versions.contains(&cache.version());
-        stale.extend(self.tiers.last().filter(|_| unknown).cloned());
+        let stale = self.tiers_left_to_us(cache.version(), versions);
         if stale.is_empty() {
             return;
         }
@@ -150,16 +184,47 @@ impl Shared {
         self.tasks.spawn(TaskKind::Work, async move {
             let _until_done = forgetting;
             for tier in stale.iter().rev() {
-                let mut budget = Budget::new(shared.tier_budget);
-                let keys = std::slice::from_ref(&entry);
                 // What does not get through is owed by the tier.
-                let _ = match why {
-                    Why::Expired => tier.expire(&mut budget, keys, shared.clock.wall()).await,
-                    _ => tier.delete(&mut budget, keys).await,
-                };
+                shared.forget_in(tier, &cache, &key, &entry, why).await;
             }
             cache.hear(&key, Heard(why));
         });
+    }
+
+    /// Does to one entry in one tier what happened to it.
+    async fn forget_in(
+        &self,
+        tier: &Arc<Tier>,
+        cache: &Arc<dyn AnyCache>,
+        key: &Bytes,
+        entry: &Bytes,
+        why: Why,
+    ) {
+        let mut budget = Budget::new(self.tier_budget);
+        let keys = std::slice::from_ref(entry);
+        let now = self.clock.monotonic();
+        let minimum = match why {
+            Why::Expired => {
+                tier.expire(&mut budget, keys, self.clock.wall()).await;
+                return;
+            }
+            Why::Before(version) => Some(Minimum::new(version)),
+            Why::Invalidated | Why::Written => {
+                tier.delete(&mut budget, keys).await;
+                self.minimums.of(cache.name(), key, now)
+            }
+        };
+        if let Some(minimum) = minimum {
+            tier.set(&mut budget, &[minimum.write(entry.clone())]).await;
+        }
+    }
+
+    /// Keeps the version in mind that an invalidation named, before anything is dropped.
+    pub(crate) fn note_minimum(&self, cache: &str, key: &[u8], why: Why) {
+        if let Why::Before(version) = why {
+            let now = self.clock.monotonic();
+            self.minimums.note(cache, key, version, now);
+        }
     }
 
     /// What depends on a key goes, whether its cache is known here or not.
@@ -207,6 +272,15 @@ impl Shared {
             .collect()
     }
 
+    /// The tiers in which this process sees to what another one, which knew of `versions` of the
+    /// cache, has changed: those that are its own, and the shared one if `own` was not known.
+    fn tiers_left_to_us(&self, own: u32, versions: &[u32]) -> Vec<Arc<Tier>> {
+        let unknown = !versions.is_empty() && !versions.contains(&own);
+        let mut tiers = self.private_tiers_above_shared();
+        tiers.extend(self.tiers.last().filter(|_| unknown).cloned());
+        tiers
+    }
+
     /// Takes the private tiers above a shared one out of use until they are empty.
     pub(crate) fn empty_private_tiers(&self) {
         for tier in self.private_tiers_above_shared() {
@@ -214,12 +288,13 @@ impl Shared {
         }
     }
 
-    fn sweep_private_tiers(self: &Arc<Self>, cache: &Arc<dyn AnyCache>, glob: &str) {
-        let tiers = self.private_tiers_above_shared();
+    fn sweep_copies(self: &Arc<Self>, cache: &Arc<dyn AnyCache>, glob: &str, versions: &[u32]) {
+        let tiers = self.tiers_left_to_us(cache.version(), versions);
         if tiers.is_empty() || cache.lives().0 == Home::MemoryAlone {
             return;
         }
-        let prefix = self.entry_key(cache.name(), cache.version(), b"");
+        let version = cache.version();
+        let prefix = self.entry_key(cache.name(), version, b"");
         let (shared, name, glob) = (Arc::clone(self), cache.name().to_owned(), glob.to_owned());
         let forgetting = self.begin_forgetting();
         self.tasks.spawn(TaskKind::Work, async move {
@@ -231,13 +306,30 @@ impl Shared {
                     .as_ref()
                     .is_none_or(|glob| glob.matches_encoded(logical))
             };
-            for tier in tiers {
+            for tier in tiers.iter().rev() {
                 if tier.sweep(&prefix, &condemned, &|_| ()).await.is_err() {
-                    tier.empty();
+                    shared.clear_in(tier, &name).await;
+                }
+                let minimums = shared.minimums_matching(&name, version, parsed.as_ref());
+                if !minimums.is_empty() {
+                    let mut budget = Budget::new(shared.tier_budget);
+                    tier.set(&mut budget, &minimums).await;
                 }
             }
             shared.forget_matching(&name, &glob);
         });
+    }
+
+    /// Takes more than was asked for from a tier that cannot walk through its keys.
+    async fn clear_in(&self, tier: &Arc<Tier>, cache: &str) {
+        match tier.sharing() {
+            Sharing::Private => tier.empty(),
+            Sharing::Shared => {
+                let record = self.records.of(&name::of_cache(cache));
+                tier.delete(&mut Budget::new(self.tier_budget), &[record])
+                    .await;
+            }
+        }
     }
 
     /// Invalidates a tag by its inner name, here and everywhere.

@@ -20,7 +20,7 @@ use crate::courier::Token;
 use crate::larder::Shared;
 use crate::store::Position;
 use crate::tasks::TaskKind;
-use crate::tier::{Budget, within};
+use crate::tier::{Budget, Delivery, Unserved, within};
 
 /// How long the bus may take for an answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -75,6 +75,7 @@ struct Counters {
     distrusts: AtomicU64,
     doubts: AtomicU64,
     replayed: AtomicU64,
+    changed: AtomicU64,
 }
 
 /// How the bus is, and what it brought, since the larder was built. All counts are totals.
@@ -104,6 +105,8 @@ pub struct BusStats {
     pub duplicates: u64,
     /// Messages that were made up for from the journal.
     pub replayed: u64,
+    /// Keys of the shared tier that somebody changed, on a bus that tells of them.
+    pub changed: u64,
     /// How often the bus ceased to be healthy.
     pub distrusts: u64,
     /// How often something may have been missed for good, so that memory was looked up anew.
@@ -154,9 +157,11 @@ impl Member {
     pub(crate) fn stats(&self, now: Millis, unsent: usize) -> BusStats {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
         let counters = &self.counters;
+        // By itself: whoever holds the protocol waits for what is borrowed here.
+        let healthy = self.progress.borrow().trusted;
         BusStats {
             name: self.backplane.name().to_owned(),
-            healthy: self.progress.borrow().trusted,
+            healthy,
             heard_ago: self.heard_ago(now),
             published: of(&counters.published),
             failed: of(&counters.failed),
@@ -166,6 +171,7 @@ impl Member {
             missing: of(&counters.missing),
             duplicates: of(&counters.duplicates),
             replayed: of(&counters.replayed),
+            changed: of(&counters.changed),
             distrusts: of(&counters.distrusts),
             doubts: of(&counters.doubts),
             unsent,
@@ -260,29 +266,60 @@ impl Shared {
         let Some(bus) = &self.bus else {
             return Ok(None);
         };
-        let now = self.clock.monotonic();
-        if now < bus.spared_until.load(Relaxed) {
+        if self.spares(bus) {
             return Err(());
         }
         let mut token = None;
         for items in message::split(&bus.channel, items) {
             let message = bus.message(self, items).encode(&bus.channel);
             let publish = bus.backplane.publish(&bus.channel, message);
-            match within(&*self.clock, self.tier_budget, publish).await {
-                Some(Ok(position)) => {
-                    bus.counters.published.fetch_add(1, Relaxed);
-                    token = (position.incarnation != 0).then_some(Token(position));
-                }
-                failed => {
-                    bus.counters.failed.fetch_add(1, Relaxed);
-                    let spared_until = self.clock.monotonic() + SPARED_FOR;
-                    bus.spared_until.store(spared_until, Relaxed);
-                    tracing::debug!(bus = bus.backplane.name(), result = ?failed, "the bus did not take a message");
-                    return Err(());
-                }
-            }
+            let published = within(&*self.clock, self.tier_budget, publish).await;
+            token = self.note_published(bus, published.and_then(Result::ok))?;
         }
         Ok(token)
+    }
+
+    /// Has the only tier delete keys and tell other processes in one step, where it is the bus as
+    /// well; `None` if that cannot be done, and has to be in two.
+    pub(crate) async fn delete_and_publish(
+        self: &Arc<Self>,
+        gone: &[Bytes],
+        items: Vec<Item>,
+    ) -> Option<(Delivery, Result<Option<Token>, ()>)> {
+        let bus = self.bus.as_ref().filter(|_| self.tier_is_bus)?;
+        let tier = self.tiers.first().filter(|_| !self.spares(bus))?;
+        let mut messages = message::split(&bus.channel, items);
+        let items = messages.pop().filter(|_| messages.is_empty())?;
+        let message = bus.message(self, items).encode(&bus.channel);
+        let mut budget = Budget::new(self.tier_budget);
+        let told = tier.delete_and_publish(&mut budget, gone, &bus.channel, message);
+        match told.await {
+            Ok(position) => Some((Delivery::Acked, self.note_published(bus, Some(position)))),
+            Err(Unserved::Unknown) => Some((Delivery::Queued, self.note_published(bus, None))),
+            Err(_) => None,
+        }
+    }
+
+    /// Whether the bus is left alone because it did not take a message just now.
+    fn spares(&self, bus: &Member) -> bool {
+        self.clock.monotonic() < bus.spared_until.load(Relaxed)
+    }
+
+    /// Counts a message by what the bus answered, if it did.
+    fn note_published(
+        &self,
+        bus: &Member,
+        position: Option<Position>,
+    ) -> Result<Option<Token>, ()> {
+        let Some(position) = position else {
+            bus.counters.failed.fetch_add(1, Relaxed);
+            let spared_until = self.clock.monotonic() + SPARED_FOR;
+            bus.spared_until.store(spared_until, Relaxed);
+            tracing::debug!(bus = bus.backplane.name(), "the bus did not take a message");
+            return Err(());
+        };
+        bus.counters.published.fetch_add(1, Relaxed);
+        Ok((position.incarnation != 0).then_some(Token(position)))
     }
 
     /// Goes on with the protocol, and does what it says.
@@ -531,6 +568,19 @@ impl Ear {
             Notice::Unreadable => {
                 counters.unreadable.fetch_add(1, Relaxed);
                 shared.step(bus, Event::Unreadable { position: None }, None);
+            }
+            Notice::Watching => {
+                counters.doubts.fetch_add(1, Relaxed);
+                shared.epochs().doubt();
+                shared.empty_private_tiers();
+            }
+            Notice::Changed { keys } => {
+                counters.changed.fetch_add(keys.len() as u64, Relaxed);
+                keys.iter().for_each(|key| shared.apply_change(key));
+            }
+            Notice::Emptied => {
+                counters.changed.fetch_add(1, Relaxed);
+                shared.apply(&Item::Everything);
             }
         }
     }

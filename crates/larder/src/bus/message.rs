@@ -5,9 +5,9 @@
 //! "LRDB" | version, 1 | namespace | node, 8 bytes | sequence | sent at | items | n items | checksum
 //!
 //! item:      kind, 1 byte | body
-//! 1 forget   why, 1 byte | cache | key | versions | n versions
+//! 1 forget   why, 1 byte | cache | key | versions | n versions | minimum, if the why is 4
 //! 2 tag      tag
-//! 3 pattern  cache | glob
+//! 3 pattern  cache | glob | versions | n versions
 //! 4 clear    cache
 //! 5 all      nothing
 //! 6 version  cache | version
@@ -26,6 +26,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clock::Millis;
+use crate::invalidation::Why;
 use crate::wire::{Reader, put_bytes, put_number};
 
 /// The longest message that is sent or read, in bytes.
@@ -69,24 +70,18 @@ pub(crate) enum Item {
     /// Copies of all entries that carry a tag are out of date.
     Tag { tag: Box<str> },
     /// Copies of all entries whose keys match are out of date.
-    Pattern { cache: Box<str>, glob: Box<str> },
+    Pattern {
+        cache: Box<str>,
+        glob: Box<str>,
+        /// As for [`Item::Forget`].
+        versions: Vec<u32>,
+    },
     /// Copies of all entries of a cache are out of date.
     Clear { cache: Box<str> },
     /// Copies of all entries of the namespace are out of date.
     Everything,
     /// There is a process with this schema version of a cache.
     Version { cache: Box<str>, version: u32 },
-}
-
-/// What happened to an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// It was invalidated: it is gone.
-    Invalidated,
-    /// It was written: the shared tier has a newer value.
-    Written,
-    /// It was made stale: the value may still be served within its grace.
-    Expired,
 }
 
 /// Why bytes are not a message for us.
@@ -186,18 +181,23 @@ impl Item {
                 versions,
                 why,
             } => {
-                out.push(why.id());
+                out.push(id_of(*why));
                 put_bytes(&mut out, cache.as_bytes());
                 put_bytes(&mut out, key);
-                put_number(&mut out, versions.len() as u64);
-                for version in versions {
-                    put_number(&mut out, u64::from(*version));
+                put_versions(&mut out, versions);
+                if let Why::Before(minimum) = why {
+                    put_number(&mut out, *minimum);
                 }
             }
             Self::Tag { tag } => put_bytes(&mut out, tag.as_bytes()),
-            Self::Pattern { cache, glob } => {
+            Self::Pattern {
+                cache,
+                glob,
+                versions,
+            } => {
                 put_bytes(&mut out, cache.as_bytes());
                 put_bytes(&mut out, glob.as_bytes());
+                put_versions(&mut out, versions);
             }
             Self::Clear { cache } => put_bytes(&mut out, cache.as_bytes()),
             Self::Everything => {}
@@ -217,16 +217,17 @@ impl Item {
             Self::FORGET => {
                 let [why] = *body.chunk()?;
                 Self::Forget {
-                    why: Why::from_id(why)?,
                     cache: body.text()?,
                     key: Bytes::copy_from_slice(body.bytes()?),
                     versions: read_versions(&mut body)?,
+                    why: read_why(why, &mut body)?,
                 }
             }
             Self::TAG => Self::Tag { tag: body.text()? },
             Self::PATTERN => Self::Pattern {
                 cache: body.text()?,
                 glob: body.text()?,
+                versions: read_versions(&mut body)?,
             },
             Self::CLEAR => Self::Clear {
                 cache: body.text()?,
@@ -266,19 +267,29 @@ fn read_version(body: &mut Reader<'_>) -> Option<u32> {
     u32::try_from(body.number()?).ok()
 }
 
-impl Why {
-    fn id(self) -> u8 {
-        match self {
-            Self::Invalidated => 1,
-            Self::Written => 2,
-            Self::Expired => 3,
-        }
+fn put_versions(out: &mut Vec<u8>, versions: &[u32]) {
+    put_number(out, versions.len() as u64);
+    for version in versions {
+        put_number(out, u64::from(*version));
     }
+}
 
-    fn from_id(id: u8) -> Option<Self> {
-        [Self::Invalidated, Self::Written, Self::Expired]
-            .into_iter()
-            .find(|why| why.id() == id)
+fn id_of(why: Why) -> u8 {
+    match why {
+        Why::Invalidated => 1,
+        Why::Written => 2,
+        Why::Expired => 3,
+        Why::Before(_) => 4,
+    }
+}
+
+fn read_why(id: u8, rest: &mut Reader<'_>) -> Option<Why> {
+    match id {
+        1 => Some(Why::Invalidated),
+        2 => Some(Why::Written),
+        3 => Some(Why::Expired),
+        4 => rest.number().map(Why::Before),
+        _ => None,
     }
 }
 

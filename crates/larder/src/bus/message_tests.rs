@@ -33,6 +33,7 @@ fn known() -> Vec<(&'static str, Message)> {
     let pattern = Item::Pattern {
         cache: "product".into(),
         glob: "category:*:caf\u{e9}".into(),
+        versions: vec![1, 2],
     };
     let clear = Item::Clear {
         cache: "product".into(),
@@ -59,6 +60,10 @@ fn known() -> Vec<(&'static str, Message)> {
         (
             "forget-expired",
             message(vec![forget(b"17", &[1, 2, u32::MAX], Why::Expired)]),
+        ),
+        (
+            "forget-before",
+            message(vec![forget(b"17", &[2], Why::Before(u64::MAX))]),
         ),
         ("tag", message(vec![tag])),
         ("pattern", message(vec![pattern])),
@@ -142,11 +147,19 @@ fn what_is_not_for_us_is_told_apart_from_what_we_may_have_missed() {
 #[test]
 fn items_that_this_release_does_not_know_all_of_are_unreadable() {
     assert_eq!(refused(&forged_items(1, &[5, 0])), None);
-    let unknown: [(&str, &[u8]); 8] = [
+    let unknown: [(&str, &[u8]); 10] = [
         ("kind", &[7, 0]),
         ("kind zero", &[0, 0]),
         ("longer body", &[5, 1, 0]),
-        ("reason", &[1, 6, 4, 1, b'c', 1, b'k', 0]),
+        ("reason", &[1, 6, 5, 1, b'c', 1, b'k', 0]),
+        (
+            "reason without its version",
+            &[1, 6, 4, 1, b'c', 1, b'k', 0],
+        ),
+        (
+            "version without its reason",
+            &[1, 7, 1, 1, b'c', 1, b'k', 0, 9],
+        ),
         (
             "version over 32 bits",
             &[6, 7, 1, b'c', 0xff, 0xff, 0xff, 0xff, 0x1f],
@@ -183,20 +196,26 @@ fn name() -> impl Strategy<Value = Box<str>> {
 fn item() -> impl Strategy<Value = Item> {
     let why = prop_oneof![
         Just(Why::Invalidated),
+        any::<u64>().prop_map(Why::Before),
         Just(Why::Written),
         Just(Why::Expired)
     ];
     let key = proptest::collection::vec(any::<u8>(), 0..40);
-    let versions = proptest::collection::vec(any::<u32>(), 0..4);
+    let versions = || proptest::collection::vec(any::<u32>(), 0..4);
+    let pattern = (name(), name(), versions());
     prop_oneof![
-        (name(), key, versions, why).prop_map(|(cache, key, versions, why)| Item::Forget {
+        (name(), key, versions(), why).prop_map(|(cache, key, versions, why)| Item::Forget {
             cache,
             key: Bytes::from(key),
             versions,
             why
         }),
         name().prop_map(|tag| Item::Tag { tag }),
-        (name(), name()).prop_map(|(cache, glob)| Item::Pattern { cache, glob }),
+        pattern.prop_map(|(cache, glob, versions)| Item::Pattern {
+            cache,
+            glob,
+            versions
+        }),
         name().prop_map(|cache| Item::Clear { cache }),
         Just(Item::Everything),
         (name(), any::<u32>()).prop_map(|(cache, version)| Item::Version { cache, version }),
@@ -234,6 +253,7 @@ fn what_is_too_long_to_say_is_said_by_something_that_means_more() {
     let pattern = Item::Pattern {
         cache: "product".into(),
         glob: long.as_str().into(),
+        versions: vec![],
     };
     let tag = Item::Tag {
         tag: long.as_str().into(),

@@ -28,7 +28,7 @@ use equivalent::Equivalent;
 use foldhash::quality::RandomState;
 
 use self::shard::{Leavings, Shard};
-use self::slab::Slot;
+use self::slab::{Slab, Slot};
 use self::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
 use crate::clock::Millis;
 use crate::options::{Policy, RemovalCause};
@@ -82,6 +82,17 @@ impl Bound {
 
 /// Is told of everything that left the table, where no lock is held.
 pub(crate) type Listener<K, T> = Box<dyn Fn(&K, &T, RemovalCause) + Send + Sync>;
+
+/// What was in a table that was cleared.
+#[derive(Debug)]
+pub(crate) struct Cleared<K, T>(Vec<Slab<K, T>>);
+
+impl<K, T> Cleared<K, T> {
+    /// How many entries there were.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.iter().map(|slab| u64::from(slab.len())).sum()
+    }
+}
 
 /// What the table is told about an entry besides its key and value.
 #[derive(Clone, Copy, Debug)]
@@ -227,21 +238,21 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         Some(gone.value)
     }
 
-    /// Removes everything that is there when its shard's turn comes, and returns how many.
-    pub(crate) fn clear(&self) -> u64 {
-        self.shards
-            .iter()
-            .map(|Locked(shard)| {
-                let gone = sync::write(shard).clear();
-                if let Some(listener) = &self.listener {
-                    let tell = |slot: &Slot<K, T>| {
-                        listener(&slot.key, &slot.value, RemovalCause::Removed);
-                    };
-                    gone.iter().for_each(tell);
-                }
-                u64::from(gone.len())
-            })
-            .sum()
+    /// Takes out everything that is there when its shard's turn comes, at a cost that does not depend
+    /// on how much that is, unless a listener is told of it. Dropping it does.
+    pub(crate) fn clear(&self) -> Cleared<K, T> {
+        let shards = self.shards.iter();
+        let cleared = Cleared(
+            shards
+                .map(|Locked(shard)| sync::write(shard).clear())
+                .collect(),
+        );
+        if let Some(listener) = &self.listener {
+            for slot in cleared.0.iter().flat_map(Slab::iter) {
+                listener(&slot.key, &slot.value, RemovalCause::Removed);
+            }
+        }
+        cleared
     }
 
     /// Makes the bound `limit`, in the unit that it has, and evicts what no longer fits.

@@ -136,7 +136,7 @@ impl Pair {
             Step::Update { key, ttl } => self.update(key, ttl),
             Step::Remove(key) => self.remove(key),
             Step::Clear => {
-                assert_eq!(self.table.len(), self.table.clear());
+                assert_eq!(self.table.len(), self.table.clear().len());
                 assert_eq!((self.table.len(), self.table.weight()), (0, 0));
                 self.model.clear();
             }
