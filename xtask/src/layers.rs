@@ -21,7 +21,7 @@ struct Layer {
 /// Tests of every crate may use the test kit, and each crate tests itself.
 const FOR_TESTS: &str = "larder-testkit";
 
-const LAYERS: [Layer; 7] = [
+const LAYERS: [Layer; 8] = [
     Layer {
         name: "larder",
         uses: &[],
@@ -61,6 +61,20 @@ const LAYERS: [Layer; 7] = [
         knows_nothing_of: &["axum", "clap", "fjall", "hyper", "redis", "sqlx"],
     },
     Layer {
+        name: "larder-trace",
+        uses: &["larder"],
+        knows_nothing_of: &[
+            "axum",
+            "clap",
+            "fjall",
+            "http",
+            "hyper",
+            "redis",
+            "sqlx",
+            "tokio-postgres",
+        ],
+    },
+    Layer {
         name: "larder-server",
         uses: &[
             "larder",
@@ -68,6 +82,7 @@ const LAYERS: [Layer; 7] = [
             "larder-redis",
             "larder-sql",
             "larder-testkit",
+            "larder-trace",
         ],
         knows_nothing_of: &["native-tls", "openssl", "rusqlite"],
     },

@@ -24,8 +24,8 @@ use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::larder::Shared;
 use crate::loader::Turns;
-use crate::memory::Memory;
-use crate::options::{Read, Rules, Tiers};
+use crate::memory::{Listener, Memory};
+use crate::options::{Read, RemovalCause, Rules, Tiers};
 use crate::outcome::{Answered, Outcome, Source, State};
 use crate::overlay::Overlay;
 use crate::progress::Matching;
@@ -326,6 +326,16 @@ where
             .sweep(self.inner.clock().monotonic(), at_most)
     }
 
+    /// Makes the bound of this cache's memory `bound`, in the unit that it was built with (entries
+    /// or bytes), and evicts what no longer fits. Readers are not held up.
+    ///
+    /// The table stays divided as it was built: made much smaller than that, it takes only values
+    /// that fit one of its parts.
+    pub fn resize(&self, bound: u64) {
+        let now = self.inner.clock().monotonic();
+        self.inner.memory.resize(bound, now);
+    }
+
     /// The name of this cache.
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -457,6 +467,25 @@ pub(crate) type Groups<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 
 /// How heavy an entry is, as the user's function says.
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+
+/// Is told which value left memory, and why.
+pub(crate) type RemovalListener<K, V> = Box<dyn Fn(&K, &Arc<V>, RemovalCause) + Send + Sync>;
+
+/// The listener as the table calls it: told of values alone, and a panic of it is its own affair.
+pub(crate) fn quietly<K, V>(listener: RemovalListener<K, V>) -> Listener<K, Held<V>>
+where
+    K: 'static,
+    V: 'static,
+{
+    Box::new(move |key, held, cause| {
+        if let Some(value) = &held.value {
+            let told = catch_unwind(AssertUnwindSafe(|| listener(key, value, cause)));
+            if told.is_err() {
+                tracing::warn!("a removal listener panicked");
+            }
+        }
+    })
+}
 
 /// An entry as a tier gave it, with the versions of its tags, that of the cache among them.
 pub(crate) struct Opened<V> {
@@ -707,9 +736,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         CacheStats {
             entries: self.memory.len(),
             weight: self.memory.weight(),
-            bound: self.memory.bound().limit(),
+            bound: self.memory.limit(),
             evictions: memory.evicted,
             expirations: memory.expired,
+            refused: memory.refused,
             ..self.counters.snapshot()
         }
     }

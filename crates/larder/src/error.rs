@@ -137,6 +137,12 @@ impl Error {
         )
     }
 
+    pub(crate) fn full(cache: &str) -> Self {
+        Self::overloaded(format!(
+            "cache `{cache}` is full, and by its policy nothing may go for a new entry"
+        ))
+    }
+
     pub(crate) fn overloaded(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Overloaded, message)
     }

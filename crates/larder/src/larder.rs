@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::backplane::Backplane;
 use crate::bus::{BusStats, Census, Member};
-use crate::cache::{Cache, Groups, Inner, Weigher};
+use crate::cache::{self, Cache, Groups, Inner, RemovalListener, Weigher};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::{Codec, ValueCodec};
 use crate::courier::{Courier, Errand, Receipt};
@@ -26,7 +26,7 @@ use crate::key::{self, CacheKey};
 use crate::loader::Turns;
 use crate::memory::{Bound, Memory};
 use crate::minimum::Minimums;
-use crate::options::{CacheOptions, Capacity, Isolation, LONGEST, Span};
+use crate::options::{CacheOptions, Capacity, Isolation, LONGEST, Policy, RemovalCause, Span};
 use crate::overlay::Overlay;
 use crate::progress::Watcher;
 use crate::registry::{AnyCache, Home, Registry};
@@ -178,6 +178,7 @@ impl Larder {
             name: name.into(),
             options: CacheOptions::default(),
             weigher: None,
+            listener: None,
             groups: None,
             problem: None,
             types: PhantomData,
@@ -486,6 +487,7 @@ pub struct CacheBuilder<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     name: String,
     options: CacheOptions,
     weigher: Option<Weigher<K, V>>,
+    listener: Option<RemovalListener<K, V>>,
     groups: Option<Groups<K>>,
     /// The first option that could not be understood.
     problem: Option<Error>,
@@ -575,6 +577,40 @@ where
     /// See [`CacheOptions::capacity_bytes`].
     pub fn capacity_bytes(mut self, bytes: u64) -> Self {
         self.options.capacity_bytes = Some(bytes);
+        self
+    }
+
+    /// See [`CacheOptions::policy`].
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.options.policy = policy;
+        self
+    }
+
+    /// Is told of every value that leaves memory, and why, after it has left, by whichever call made
+    /// it leave. It should be quick; one that panics is as good as none.
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// use larder::{Cache, Larder, RemovalCause};
+    ///
+    /// let left = Arc::new(Mutex::new(Vec::new()));
+    /// let note = Arc::clone(&left);
+    /// let rates: Cache<String, f64> = Larder::local()
+    ///     .cache("rates")
+    ///     .on_removal(move |key: &String, _rate, cause| note.lock().unwrap().push((key.clone(), cause)))
+    ///     .in_memory()?;
+    /// rates.set_in_memory("EUR".to_owned(), 1.08)?;
+    /// rates.set_in_memory("EUR".to_owned(), 1.09)?;
+    /// assert_eq!(*left.lock().unwrap(), [("EUR".to_owned(), RemovalCause::Replaced)]);
+    /// # Ok(()) }
+    /// ```
+    pub fn on_removal(
+        mut self,
+        listener: impl Fn(&K, &Arc<V>, RemovalCause) + Send + Sync + 'static,
+    ) -> Self {
+        self.listener = Some(Box::new(listener));
         self
     }
 
@@ -710,7 +746,8 @@ where
             prefix: shared.entry_key(&cache, options.version, b""),
             name: Arc::clone(&cache),
             memory_ttl: rules.memory_ttl.unwrap_or(memory_ttl),
-            memory: Memory::new(bound),
+            memory: Memory::new(bound, options.policy)
+                .with_listener(self.listener.map(cache::quietly)),
             fence: Fence::new(
                 Arc::clone(&shared.tags.epochs),
                 shared.tags.tag(&name::of_cache(&cache)),

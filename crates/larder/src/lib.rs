@@ -90,7 +90,7 @@ pub use courier::{Receipt, Token};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};
-pub use options::{CacheOptions, Capacity, Isolation, Read, Span, Tiers};
+pub use options::{CacheOptions, Capacity, Isolation, Policy, Read, RemovalCause, Span, Tiers};
 pub use outcome::{Answered, Outcome, Reason, Source, State};
 pub use progress::{Matching, Progress};
 pub use registry::{AnyCache, Inspected};

@@ -97,6 +97,8 @@ pub struct CacheOptions {
     pub capacity: Option<u64>,
     /// The bound of the memory tier in bytes. Default 64 MiB.
     pub capacity_bytes: Option<u64>,
+    /// Which entry leaves memory when room is needed. Default [`Policy::Adaptive`].
+    pub policy: Policy,
     /// How long a load may take. Past it the load no longer counts. Default 30 s.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
     pub load_deadline: Duration,
@@ -133,6 +135,7 @@ impl Default for CacheOptions {
             memory_ttl: None,
             capacity: None,
             capacity_bytes: None,
+            policy: Policy::default(),
             load_deadline: Duration::from_secs(30),
             load_concurrency: 256,
             load_queue: 10_000,
@@ -221,6 +224,60 @@ pub(crate) fn lifetime(duration: Duration) -> Millis {
         0 if !duration.is_zero() => 1,
         length => length.min(LONGEST),
     }
+}
+
+/// Which entry leaves memory when room is needed.
+///
+/// In options and configuration `adaptive`, `lru`, `lfu`, `fifo`, `random` or `no_eviction`. A large
+/// cache is divided into shards by the hash of the key, and each shard follows its policy alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "config",
+    derive(serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum Policy {
+    /// Two queues in the manner of S3-FIFO, steered by what was evicted too early. It resists scans
+    /// and loops, follows shifts, and reads share a lock. The right choice unless you know better.
+    #[default]
+    Adaptive,
+    /// The least recently used entry. Reads take an exclusive lock.
+    Lru,
+    /// The least often used entry, of several the one that was used least recently; uses are counted
+    /// up to 255, and never forgotten. Reads take an exclusive lock.
+    Lfu,
+    /// The oldest entry, whether it is read or not.
+    Fifo,
+    /// Any entry.
+    Random,
+    /// None: what does not fit is not stored. Writing it where there is no other tier is an error of
+    /// kind [`Overloaded`](crate::ErrorKind::Overloaded); what a load brings is served all the same.
+    NoEviction,
+}
+
+impl Policy {
+    /// Whether a read changes the order of the entries.
+    #[inline]
+    pub(crate) fn reorders_on_read(self) -> bool {
+        matches!(self, Self::Lru | Self::Lfu)
+    }
+}
+
+/// Why an entry left memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemovalCause {
+    /// Its time was over. Noticed when somebody meets it, by a later insert or
+    /// [`Cache::sweep`](crate::Cache::sweep).
+    Expired,
+    /// Others needed the room.
+    Evicted,
+    /// A newer value of its key came.
+    Replaced,
+    /// It was invalidated, or its cache was cleared. What a tag or a group invalidated is not served
+    /// from then on, but leaves later, for one of the other causes.
+    Removed,
 }
 
 /// What to do with entries in memory that may have been invalidated by another process, when

@@ -106,7 +106,7 @@ where
     if read.tiers == Tiers::Shared {
         return Probe::Fetch(Reason::SkippedMemory);
     }
-    let now = cache.clock().monotonic();
+    let now = cache.clock().recent();
     let (collecting, mut sources) = (scope::is_open(), None);
     let probed = cache.memory.get(hash, key, now, |held| {
         let reply = |state, reason| Reply {

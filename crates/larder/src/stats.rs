@@ -161,6 +161,8 @@ pub struct CacheStats {
     pub evictions: u64,
     /// Entries that memory dropped because their time was over.
     pub expirations: u64,
+    /// Values that memory had no room for, under [`Policy::NoEviction`](crate::Policy::NoEviction).
+    pub refused: u64,
 }
 
 impl CacheStats {

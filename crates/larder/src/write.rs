@@ -367,6 +367,8 @@ where
         Inserted::Stored => {}
         Inserted::NotAdmitted => cache.count(Count::Fenced, 1),
         Inserted::TooHeavy => cache.count(Count::TooLarge, 1),
+        // The table counts these itself.
+        Inserted::Full => {}
     }
     inserted
 }
@@ -575,12 +577,13 @@ where
     }
     cache.count(Count::Write, 1);
     if cache.is_alone() {
-        set_now(cache, hash, &key, store_key.len(), entry.held);
+        let set = set_now(cache, hash, &key, store_key.len(), entry.held);
+        // What was there before is gone, whether the new value found room or not.
         cache
             .shared
             .tags
             .invalidate_if_carried(&name::of_key(&cache.name, &logical));
-        return Ok(Receipt::ACKED);
+        return set.map(|()| Receipt::ACKED);
     }
     let owned = Arc::clone(cache);
     detached(cache, async move {
@@ -670,7 +673,13 @@ where
 
 /// Stores an entry in memory at once, for caches of this process alone and for callers without a
 /// runtime.
-fn set_now<K, V>(cache: &Inner<K, V>, hash: u64, key: &K, key_len: usize, mut held: Held<V>)
+fn set_now<K, V>(
+    cache: &Inner<K, V>,
+    hash: u64,
+    key: &K,
+    key_len: usize,
+    mut held: Held<V>,
+) -> Result<()>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -678,7 +687,7 @@ where
     let weight = cache.weigh(key, key_len, &held);
     let version = held.version();
     *held.stamp.get_mut() = cache.fence.stamp();
-    store(cache, hash, key, held, weight, |there| {
+    let inserted = store(cache, hash, key, held, weight, |there| {
         let gives_way = there.is_none_or(|there| there.gives_way_to(version));
         if gives_way {
             // Under the lock: whoever boards a flight from now on finds the new value first.
@@ -686,6 +695,10 @@ where
         }
         gives_way
     });
+    match inserted {
+        Inserted::Full => Err(Error::full(&cache.name)),
+        _ => Ok(()),
+    }
 }
 
 /// `Cache::set_in_memory`.
@@ -708,11 +721,13 @@ where
     match entry.keep {
         Keep::Store => {
             cache.count(Count::Write, 1);
-            set_now(cache, hash, &key, store_key.len(), entry.held);
+            set_now(cache, hash, &key, store_key.len(), entry.held)
         }
-        Keep::NoStore => drop_from_memory(cache, hash, &key),
+        Keep::NoStore => {
+            drop_from_memory(cache, hash, &key);
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// Fences the key off and drops it from memory.

@@ -5,8 +5,7 @@
 //!  └ Shard    find, insert, remove, evict, sweep                          shard.rs
 //!     ├ Index    hash -> slot, in parts that grow one at a time           index.rs
 //!     ├ Slab     the entries, dense, with their links, marks, deadlines   slab.rs
-//!     └ S3Fifo   which entry goes                                         s3fifo.rs
-//!        └ Ghost    what went lately                                      ghost.rs
+//!     └ Order    which entry goes                                         order/
 //! ```
 //!
 //! A read takes the shared lock of one shard, and what it writes is a mark of two bits. An insert
@@ -14,15 +13,15 @@
 //! evicting what its own weight displaces: it looks at a few slots for expired entries, and no
 //! hash table or array that it may have to grow is large. No operation holds two locks.
 
-mod ghost;
 mod index;
-mod s3fifo;
+mod order;
 mod shard;
 mod slab;
 mod sync;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::hash::{BuildHasher, Hash};
 
 use equivalent::Equivalent;
@@ -30,8 +29,9 @@ use foldhash::quality::RandomState;
 
 use self::shard::{Leavings, Shard};
 use self::slab::{Slab, Slot};
-use self::sync::{AtomicUsize, Ordering, RwLock};
+use self::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
 use crate::clock::Millis;
+use crate::options::{Policy, RemovalCause};
 
 pub(crate) use self::shard::{Counters, Inserted};
 
@@ -52,11 +52,15 @@ const SHARDS_MAX: usize = 256;
 /// it grew.
 const INDEX_BYTES: usize = 12;
 
-/// What remembering evicted keys takes for one entry: two bytes each, for up to twice as many.
-const GHOST_BYTES: usize = 4;
+/// What remembering evicted keys takes for one entry: three bytes each, for a quarter more keys
+/// than there are entries, in a set that may be twice as large as it should be.
+const GHOST_BYTES: usize = 8;
 
 /// Slots that one [`Memory::sweep`] looks at before it lets go of a shard's lock.
 const SWEEP_BATCH: u32 = 256;
+
+/// Entries that [`Memory::resize`] evicts before it lets go of a shard's lock.
+const RESIZE_BATCH: u32 = 64;
 
 /// How much a table may hold. Zero holds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +79,9 @@ impl Bound {
         }
     }
 }
+
+/// Is told of everything that left the table, where no lock is held.
+pub(crate) type Listener<K, T> = Box<dyn Fn(&K, &T, RemovalCause) + Send + Sync>;
 
 /// What was in a table that was cleared.
 #[derive(Debug)]
@@ -106,39 +113,47 @@ pub(crate) struct Placement {
 /// may evict while others have room: a table is only sure to keep everything while no shard is
 /// full. A small bound makes a single shard. See [`Inserted::TooHeavy`] for what the parts mean
 /// to heavy values: one that takes up to 4 MiB, or up to the bound if that is less, always fits.
-#[derive(Debug)]
 pub(crate) struct Memory<K, T> {
     /// A power of two of them.
     shards: Box<[Locked<K, T>]>,
     hasher: RandomState,
-    bound: Bound,
+    policy: Policy,
+    /// In the unit of `made_for`.
+    limit: AtomicU64,
+    /// The bound that the table was made with.
+    made_for: Bound,
+    listener: Option<Listener<K, T>>,
     /// The shard that the next batch of [`Memory::sweep`] looks at.
     sweep_at: AtomicUsize,
 }
 
 impl<K: Hash + Eq, T> Memory<K, T> {
     /// An empty table. It allocates as it fills.
-    pub(crate) fn new(bound: Bound) -> Self {
+    pub(crate) fn new(bound: Bound, policy: Policy) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::with_shards(bound, shards_for(bound, cores))
+        Self::with_shards(bound, policy, shards_for(bound, cores))
     }
 
     /// A table of `shards` shards, a power of two.
-    fn with_shards(bound: Bound, shards: usize) -> Self {
-        let (whole, least_charge) = match bound {
-            Bound::Entries(entries) => (entries, 1),
-            Bound::Bytes(bytes) => (bytes, Self::charge(bound, 0)),
-        };
-        let count = shards as u64;
-        let quota = |shard: u64| whole / count + u64::from(shard < whole % count);
+    fn with_shards(bound: Bound, policy: Policy, shards: usize) -> Self {
+        let least_charge = Self::charge(bound, 0);
+        let shard = |at| Shard::new(policy, part_of(bound.limit(), at, shards), least_charge);
         Self {
-            shards: (0..count)
-                .map(|shard| Locked(RwLock::new(Shard::new(quota(shard), least_charge))))
+            shards: (0..shards)
+                .map(|at| Locked(RwLock::new(shard(at))))
                 .collect(),
             hasher: RandomState::default(),
-            bound,
+            policy,
+            limit: AtomicU64::new(bound.limit()),
+            made_for: bound,
+            listener: None,
             sweep_at: AtomicUsize::new(0),
         }
+    }
+
+    /// The same with somebody who is told of what leaves the table.
+    pub(crate) fn with_listener(self, listener: Option<Listener<K, T>>) -> Self {
+        Self { listener, ..self }
     }
 
     /// The hash of `key`, by a function of this table alone. Every operation is given it, so that
@@ -150,8 +165,8 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     /// What `read` makes of the value of `key`; `None` if it is not there or its deadline is at
     /// or before `now`.
     ///
-    /// Takes a shared lock, under which `read` runs: it must be quick, and not use this table.
-    /// Allocates nothing.
+    /// Takes a shared lock, under which `read` runs: it must be quick, and not use this table. LRU
+    /// and LFU take the exclusive lock. Allocates nothing.
     #[inline]
     pub(crate) fn get<Q, R>(
         &self,
@@ -163,9 +178,12 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        sync::read(self.shard(hash))
-            .get(hash as u32, key, now)
-            .map(read)
+        let shard = self.shard(hash);
+        if self.policy.reorders_on_read() {
+            let mut shard = sync::write(shard);
+            return shard.get_and_reorder(hash as u32, key, now).map(read);
+        }
+        sync::read(shard).get(hash as u32, key, now).map(read)
     }
 
     /// Stores `value` under `key` if `admit` agrees, and evicts what has to go for it.
@@ -181,12 +199,12 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         now: Millis,
         admit: impl FnOnce(Option<&T>) -> bool,
     ) -> Inserted {
-        let charge = Self::charge(self.bound, place.weight);
+        let charge = Self::charge(self.made_for, place.weight);
         let slot = Slot::new(key, value, hash as u32, charge, place.dies_at);
         let mut leavings = Leavings::new();
         let inserted = sync::write(self.shard(hash)).insert(slot, now, admit, &mut leavings);
         // The lock is free again: what left is dropped by code of its own types.
-        drop(leavings);
+        self.dismiss(leavings);
         inserted
     }
 
@@ -213,19 +231,48 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let gone = sync::write(self.shard(hash)).remove(hash as u32, key);
-        gone.map(|slot| slot.value)
+        let gone = sync::write(self.shard(hash)).remove(hash as u32, key)?;
+        if let Some(listener) = &self.listener {
+            listener(&gone.key, &gone.value, RemovalCause::Removed);
+        }
+        Some(gone.value)
     }
 
     /// Takes out everything that is there when its shard's turn comes, at a cost that does not depend
-    /// on how much that is. Dropping it does.
+    /// on how much that is, unless a listener is told of it. Dropping it does.
     pub(crate) fn clear(&self) -> Cleared<K, T> {
         let shards = self.shards.iter();
-        Cleared(
+        let cleared = Cleared(
             shards
                 .map(|Locked(shard)| sync::write(shard).clear())
                 .collect(),
-        )
+        );
+        if let Some(listener) = &self.listener {
+            for slot in cleared.0.iter().flat_map(Slab::iter) {
+                listener(&slot.key, &slot.value, RemovalCause::Removed);
+            }
+        }
+        cleared
+    }
+
+    /// Makes the bound `limit`, in the unit that it has, and evicts what no longer fits.
+    ///
+    /// No lock is held for long: a shard that has to shrink keeps to what it weighs until its turn
+    /// is over. How many shards there are stays as it was.
+    pub(crate) fn resize(&self, limit: u64, now: Millis) {
+        self.limit.store(limit, Ordering::Relaxed);
+        for (at, Locked(shard)) in self.shards.iter().enumerate() {
+            let quota = part_of(limit, at, self.shards.len());
+            loop {
+                let mut leavings = Leavings::new();
+                let goes_on = sync::write(shard).resize(quota, now, RESIZE_BATCH, &mut leavings);
+                let idle = leavings.len() == 0;
+                self.dismiss(leavings);
+                if !goes_on || idle {
+                    break;
+                }
+            }
+        }
     }
 
     /// How many entries there are, expired ones that nobody has met since included.
@@ -238,9 +285,9 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         self.sum(Shard::weight)
     }
 
-    /// The bound that the table was made with.
-    pub(crate) fn bound(&self) -> Bound {
-        self.bound
+    /// The bound, in the unit that it has.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// What came and went so far.
@@ -293,10 +340,20 @@ impl<K: Hash + Eq, T> Memory<K, T> {
             let mut leavings = Leavings::new();
             let looked = sync::write(&self.shards[at].0).sweep(now, batch, &mut leavings);
             dropped += leavings.len();
+            self.dismiss(leavings);
             left -= looked as usize;
             idle = if looked == 0 { idle + 1 } else { 0 };
         }
         dropped
+    }
+
+    /// Lets go of what left, and tells who wants to know.
+    fn dismiss(&self, leavings: Leavings<K, T>) {
+        if let Some(listener) = &self.listener {
+            for (key, value, cause) in leavings.iter() {
+                listener(key, value, cause);
+            }
+        }
     }
 
     /// What an entry of so much weight takes of the bound; too much for 32 bits is the largest
@@ -324,6 +381,12 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     }
 }
 
+/// What the shard at `at` has of a bound that is divided among `shards`.
+fn part_of(limit: u64, at: usize, shards: usize) -> u64 {
+    let (at, shards) = (at as u64, shards as u64);
+    limit / shards + u64::from(at < limit % shards)
+}
+
 /// How many shards a table of this bound is divided into: as many as the cores can use, but none
 /// so small that its part of the bound is too coarse to evict well or to take a heavy value.
 fn shards_for(bound: Bound, cores: usize) -> usize {
@@ -334,6 +397,16 @@ fn shards_for(bound: Bound, cores: usize) -> usize {
     };
     let shards = usize::try_from(possible).map_or(useful, |possible| possible.min(useful));
     1 << shards.max(1).ilog2()
+}
+
+impl<K, T> fmt::Debug for Memory<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("policy", &self.policy)
+            .field("made_for", &self.made_for)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A shard behind its lock, on cache lines of its own; processors fetch two at once.

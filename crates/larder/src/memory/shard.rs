@@ -11,19 +11,24 @@ use std::ops::{Add, ControlFlow};
 use equivalent::Equivalent;
 
 use super::index::Index;
-use super::s3fifo::{Reason, S3Fifo};
+use super::order::{Order, Reason, Room};
 use super::slab::{Slab, Slot};
 use crate::clock::Millis;
+use crate::options::{Policy, RemovalCause};
 
 /// Slots that every insert looks at for expired entries, where there may be any.
 const SWEEP_PER_INSERT: u32 = 4;
+
+/// Slots that an insert looks at for expired entries before it is told that there is no room.
+const SWEEP_BEFORE_FULL: u32 = 256;
 
 /// A part of the table that is locked as one and keeps its own part of the bound.
 #[derive(Debug)]
 pub(super) struct Shard<K, T> {
     index: Index,
     slots: Slab<K, T>,
-    order: S3Fifo,
+    order: Order,
+    policy: Policy,
     sweep: Sweep,
     quota: u64,
     weight: u64,
@@ -40,6 +45,9 @@ pub(crate) enum Inserted {
     /// The value alone is more than its shard may hold. It is not stored, and an older value of
     /// its key is gone.
     TooHeavy,
+    /// There is no room, and nothing may go for it. It is not stored, and an older value of its key
+    /// is gone.
+    Full,
 }
 
 /// How many entries came and went, and why. At rest `inserted` is the number of entries held plus
@@ -58,15 +66,18 @@ pub(crate) struct Counters {
     pub(crate) removed: u64,
     /// Values not stored because they were too heavy.
     pub(crate) too_heavy: u64,
+    /// Values not stored because there was no room and nothing could go.
+    pub(crate) refused: u64,
 }
 
 impl<K, T> Shard<K, T> {
     /// An empty shard that may hold `quota`, of which one entry takes at least `least_charge`.
-    pub(super) fn new(quota: u64, least_charge: u32) -> Self {
+    pub(super) fn new(policy: Policy, quota: u64, least_charge: u32) -> Self {
         Self {
             index: Index::new(quota / u64::from(least_charge.max(1))),
             slots: Slab::new(),
-            order: S3Fifo::new(quota),
+            order: Order::new(policy, quota),
+            policy,
             sweep: Sweep::NOTHING_DIES,
             quota,
             weight: 0,
@@ -106,8 +117,21 @@ impl<K, T> Shard<K, T> {
         if slot.is_dead(now) {
             return None;
         }
-        slot.touch();
+        self.order.read(slot);
         Some(&slot.value)
+    }
+
+    /// The same for a policy that changes its order with every read.
+    pub(super) fn get_and_reorder<Q>(&mut self, hash: u32, key: &Q, now: Millis) -> Option<&T>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let at = self.find(hash, key)?;
+        if self.slots[at].is_dead(now) {
+            return None;
+        }
+        self.order.reorder(&mut self.slots, at);
+        Some(&self.slots[at].value)
     }
 
     /// Stores `slot`, whose charge is settled, if `admit` agrees.
@@ -124,13 +148,23 @@ impl<K, T> Shard<K, T> {
         let held = self.find(slot.hash, &slot.key);
         let live = held.filter(|&at| !self.slots[at].is_dead(now));
         if !admit(live.map(|at| &self.slots[at].value)) {
-            leavings.keep(slot);
+            leavings.decline(slot);
             return Inserted::NotAdmitted;
         }
         if !self.can_hold(&slot) {
+            self.counters.too_heavy += 1;
             self.refuse(slot, held, leavings);
             return Inserted::TooHeavy;
         }
+        if self.policy == Policy::NoEviction && !self.finds_room(&slot, now, leavings) {
+            self.counters.refused += 1;
+            // The sweep may have taken or moved it.
+            let held = self.find(slot.hash, &slot.key);
+            self.refuse(slot, held, leavings);
+            return Inserted::Full;
+        }
+        let held = self.find(slot.hash, &slot.key);
+        let live = held.filter(|&at| !self.slots[at].is_dead(now));
         self.counters.inserted += 1;
         if held.is_some() {
             match live {
@@ -139,16 +173,19 @@ impl<K, T> Shard<K, T> {
             }
         }
         match held {
-            Some(at) if self.fits_at(at, &slot) => self.rewrite(at, slot, leavings),
+            Some(at) if self.fits_at(at, &slot) => self.rewrite(at, slot, live.is_some(), leavings),
             Some(at) => {
                 let old = self.take(at);
-                slot.queue = old.queue;
-                slot.set_mark(old.mark());
-                leavings.keep(old);
+                slot.succeed(&old);
+                leavings.keep(old, left_because(live.is_some()));
                 self.place(slot, now, leavings);
             }
             None => {
-                slot.queue = self.order.entrance(slot.hash);
+                let room = match self.has_room(slot.charge) {
+                    true => Room::Free,
+                    false => Room::Full,
+                };
+                self.order.enter(&mut self.slots, &mut slot, room);
                 self.place(slot, now, leavings);
             }
         }
@@ -193,10 +230,34 @@ impl<K, T> Shard<K, T> {
         let slots = std::mem::replace(&mut self.slots, Slab::new());
         self.counters.removed += u64::from(slots.len());
         self.index.clear();
-        self.order = S3Fifo::new(self.quota);
+        self.order = Order::new(self.policy, self.quota);
         self.sweep = Sweep::NOTHING_DIES;
         self.weight = 0;
         slots
+    }
+
+    /// Lets the shard hold `quota` from now on, and evicts at most `at_most` entries for it. Whether
+    /// there is more to evict; until that is done, the shard keeps to what it weighs.
+    pub(super) fn resize(
+        &mut self,
+        quota: u64,
+        now: Millis,
+        at_most: u32,
+        leavings: &mut Leavings<K, T>,
+    ) -> bool {
+        for _ in 0..at_most {
+            if self.weight <= quota {
+                break;
+            }
+            let Some((at, reason)) = self.order.victim(&mut self.slots, now) else {
+                break;
+            };
+            self.count(reason);
+            leavings.keep(self.take(at), reason.cause());
+        }
+        self.quota = quota.max(self.weight);
+        self.order.resize(self.quota);
+        self.quota > quota
     }
 
     /// Goes on with the walk over the slots and takes out those that are dead, until it has
@@ -214,7 +275,7 @@ impl<K, T> Shard<K, T> {
                 ControlFlow::Continue(at) if self.slots[at].is_dead(now) => {
                     // The slot that takes its place is looked at next, in the same position.
                     self.counters.expired += 1;
-                    leavings.keep(self.take(at));
+                    leavings.keep(self.take(at), RemovalCause::Expired);
                 }
                 ControlFlow::Continue(at) => self.sweep.pass(self.slots[at].dies_at()),
             }
@@ -239,13 +300,27 @@ impl<K, T> Shard<K, T> {
         slot.charge < u32::MAX && u64::from(slot.charge) <= self.quota
     }
 
+    /// Looks for expired entries until there is room for `slot`, which may not displace anybody.
+    fn finds_room(&mut self, slot: &Slot<K, T>, now: Millis, leavings: &mut Leavings<K, T>) -> bool
+    where
+        K: Eq,
+    {
+        let fits = |shard: &Self| match shard.find(slot.hash, &slot.key) {
+            Some(at) => shard.fits_at(at, slot),
+            None => shard.has_room(slot.charge) && !shard.slots.is_full(),
+        };
+        if !fits(self) {
+            self.sweep(now, SWEEP_BEFORE_FULL, leavings);
+        }
+        fits(self)
+    }
+
     fn refuse(&mut self, slot: Slot<K, T>, held: Option<u32>, leavings: &mut Leavings<K, T>) {
-        self.counters.too_heavy += 1;
         if let Some(at) = held {
             self.counters.removed += 1;
-            leavings.keep(self.take(at));
+            leavings.keep(self.take(at), RemovalCause::Removed);
         }
-        leavings.keep(slot);
+        leavings.decline(slot);
     }
 
     fn fits_at(&self, at: u32, slot: &Slot<K, T>) -> bool {
@@ -255,15 +330,21 @@ impl<K, T> Shard<K, T> {
 
     /// Puts the value of `slot` where an older one of its key is. The entry keeps its key, its
     /// place in the queue and its marks: a rewritten value is no more popular than it was.
-    fn rewrite(&mut self, at: u32, mut slot: Slot<K, T>, leavings: &mut Leavings<K, T>) {
+    fn rewrite(
+        &mut self,
+        at: u32,
+        mut slot: Slot<K, T>,
+        was_live: bool,
+        leavings: &mut Leavings<K, T>,
+    ) {
         let held = &mut self.slots[at];
-        self.order.reweigh(held.queue, held.charge, slot.charge);
+        self.order.reweigh(held, slot.charge);
         self.weight = self.weight - u64::from(held.charge) + u64::from(slot.charge);
         held.charge = slot.charge;
         held.set_dies_at(slot.dies_at());
         self.sweep.note(at, slot.dies_at());
         std::mem::swap(&mut held.value, &mut slot.value);
-        leavings.keep(slot);
+        leavings.keep(slot, left_because(was_live));
     }
 
     /// Makes room for `slot`, whose key is not held, and stores it.
@@ -277,21 +358,18 @@ impl<K, T> Shard<K, T> {
             let Some((at, reason)) = self.order.victim(&mut self.slots, now) else {
                 break;
             };
-            match reason {
-                Reason::Dead => self.counters.expired += 1,
-                Reason::Room => self.counters.evicted += 1,
-            }
+            self.count(reason);
             self.detach(at);
             if self.has_room(slot.charge) {
-                vacant = Some(at);
+                vacant = Some((at, reason));
             } else {
-                leavings.keep(self.vacate(at));
+                leavings.keep(self.vacate(at), reason.cause());
             }
         }
         let (hash, charge, dies_at) = (slot.hash, slot.charge, slot.dies_at());
         let at = match vacant {
-            Some(at) => {
-                leavings.keep(self.slots.replace(at, slot));
+            Some((at, reason)) => {
+                leavings.keep(self.slots.replace(at, slot), reason.cause());
                 at
             }
             None => self.slots.push(slot),
@@ -300,6 +378,13 @@ impl<K, T> Shard<K, T> {
         self.order.link(&mut self.slots, at);
         self.weight += u64::from(charge);
         self.sweep.note(at, dies_at);
+    }
+
+    fn count(&mut self, reason: Reason) {
+        match reason {
+            Reason::Dead => self.counters.expired += 1,
+            Reason::Room => self.counters.evicted += 1,
+        }
     }
 
     fn has_room(&self, charge: u32) -> bool {
@@ -382,13 +467,33 @@ impl Sweep {
     }
 }
 
+/// What became of the value that a newer one took the place of.
+fn left_because(was_live: bool) -> RemovalCause {
+    match was_live {
+        true => RemovalCause::Replaced,
+        false => RemovalCause::Expired,
+    }
+}
+
+impl Reason {
+    fn cause(self) -> RemovalCause {
+        match self {
+            Reason::Dead => RemovalCause::Expired,
+            Reason::Room => RemovalCause::Evicted,
+        }
+    }
+}
+
 /// Keys and values on their way out, dropped where no lock is held.
 #[derive(Debug)]
 pub(super) struct Leavings<K, T> {
     /// The one that most operations leave, without an allocation.
-    first: Option<(K, T)>,
-    rest: Vec<(K, T)>,
+    first: Option<Leaving<K, T>>,
+    rest: Vec<Leaving<K, T>>,
 }
+
+/// An entry that was in the table, and why it is not any more; without a cause, one that never was.
+type Leaving<K, T> = (K, T, Option<RemovalCause>);
 
 impl<K, T> Leavings<K, T> {
     pub(super) const fn new() -> Self {
@@ -398,16 +503,29 @@ impl<K, T> Leavings<K, T> {
         }
     }
 
-    fn keep(&mut self, slot: Slot<K, T>) {
-        let pair = (slot.key, slot.value);
+    fn keep(&mut self, slot: Slot<K, T>, cause: RemovalCause) {
+        self.add((slot.key, slot.value, Some(cause)));
+    }
+
+    fn decline(&mut self, slot: Slot<K, T>) {
+        self.add((slot.key, slot.value, None));
+    }
+
+    fn add(&mut self, leaving: Leaving<K, T>) {
         match self.first {
-            None => self.first = Some(pair),
-            Some(_) => self.rest.push(pair),
+            None => self.first = Some(leaving),
+            Some(_) => self.rest.push(leaving),
         }
     }
 
     pub(super) fn len(&self) -> usize {
         usize::from(self.first.is_some()) + self.rest.len()
+    }
+
+    /// Those that were in the table.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &T, RemovalCause)> {
+        let all = self.first.iter().chain(&self.rest);
+        all.filter_map(|(key, value, cause)| Some((key, value, (*cause)?)))
     }
 }
 
@@ -422,6 +540,7 @@ impl Add for Counters {
             expired: self.expired + other.expired,
             removed: self.removed + other.removed,
             too_heavy: self.too_heavy + other.too_heavy,
+            refused: self.refused + other.refused,
         }
     }
 }

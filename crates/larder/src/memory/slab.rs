@@ -2,8 +2,7 @@
 
 use std::ops::{Index, IndexMut};
 
-use super::s3fifo::Queue;
-use super::sync::{AtomicU8, Ordering};
+use super::sync::{AtomicU16, Ordering};
 use crate::clock::Millis;
 
 /// The index that stands for "no slot".
@@ -11,9 +10,6 @@ pub(super) const NIL: u32 = u32::MAX;
 
 /// Slots in one chunk. Growing allocates one chunk and moves no slot but those of the first.
 const CHUNK: usize = 128;
-
-/// How often a hit can raise a mark; Yang et al. use two bits.
-pub(super) const MARK_MAX: u8 = 3;
 
 /// One entry: what the caller gave, and 24 bytes of what the cache needs to know about it.
 #[derive(Debug)]
@@ -30,12 +26,20 @@ pub(super) struct Slot<K, T> {
     /// What this entry takes of the bound.
     pub(super) charge: u32,
     dies_at: Deadline,
-    mark: AtomicU8,
-    pub(super) queue: Queue,
+    life: Life,
+}
+
+/// Where an entry stands under the default policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// Among those that have yet to show that they are read.
+    Small,
+    /// Among those that did.
+    Main,
 }
 
 impl<K, T> Slot<K, T> {
-    /// An entry that is in no queue yet and was never read.
+    /// An entry that stands nowhere yet and was never read.
     pub(super) fn new(key: K, value: T, hash: u32, charge: u32, dies_at: Millis) -> Self {
         Self {
             key,
@@ -45,8 +49,7 @@ impl<K, T> Slot<K, T> {
             older: NIL,
             charge,
             dies_at: Deadline::new(dies_at),
-            mark: AtomicU8::new(0),
-            queue: Queue::Small,
+            life: Life::default(),
         }
     }
 
@@ -62,21 +65,92 @@ impl<K, T> Slot<K, T> {
         self.dies_at() <= now
     }
 
-    /// Notes a read. Two at once may count as one, which is near enough for a mark that saturates
-    /// and spares the read an atomic addition; a saturated mark is not written at all.
-    pub(super) fn touch(&self) {
-        let mark = self.mark.load(Ordering::Relaxed);
-        if mark < MARK_MAX {
-            self.mark.store(mark + 1, Ordering::Relaxed);
+    /// Notes a read at `tick`. Two at once may count as one, which is near enough for a mark that
+    /// saturates and spares the read an atomic addition; what would not change is not written.
+    #[inline]
+    pub(super) fn touch(&self, tick: u8) {
+        let life = self.life.get();
+        let mark = (life & Life::MARK) + u16::from(life & Life::MARK < Life::MARK);
+        let touched = life & Life::MAIN | mark | Life::number(tick);
+        if touched != life {
+            self.life.0.store(touched, Ordering::Relaxed);
         }
     }
 
+    /// How often it was read of late.
     pub(super) fn mark(&self) -> u8 {
-        self.mark.load(Ordering::Relaxed)
+        (self.life.get() & Life::MARK) as u8
     }
 
     pub(super) fn set_mark(&mut self, mark: u8) {
-        *self.mark.get_mut() = mark;
+        let life = self.life.get();
+        self.life.set(life & !Life::MARK | u16::from(mark));
+    }
+
+    pub(super) fn stand(&self) -> Stand {
+        match self.life.get() & Life::MAIN {
+            0 => Stand::Small,
+            _ => Stand::Main,
+        }
+    }
+
+    pub(super) fn set_stand(&mut self, stand: Stand) {
+        let life = self.life.get() & !Life::MAIN;
+        self.life.set(life | Life::standing(stand));
+    }
+
+    /// Notes where and when it comes in.
+    pub(super) fn enter(&mut self, stand: Stand, tick: u8) {
+        self.life.set(Life::standing(stand) | Life::number(tick));
+    }
+
+    /// The tick of the last read, or of the entrance.
+    pub(super) fn touched_at(&self) -> u8 {
+        (self.life.get() >> 8) as u8
+    }
+
+    /// How often it was read, where that is counted instead of ticks; 255 is that or more.
+    pub(super) fn reads(&self) -> u8 {
+        self.touched_at()
+    }
+
+    pub(super) fn count_read(&mut self) {
+        self.life.set(Life::number(self.reads().saturating_add(1)));
+    }
+
+    /// Takes over what is known of the reads of an older entry of this key.
+    pub(super) fn succeed(&mut self, older: &Self) {
+        self.life.set(older.life.get());
+    }
+}
+
+/// What a policy knows of an entry: two bits of marks, one for where it stands, and a byte for the
+/// time of its last read or for how many there were.
+#[derive(Debug, Default)]
+struct Life(AtomicU16);
+
+impl Life {
+    /// How often a read can raise a mark; Yang et al. use two bits as well.
+    const MARK: u16 = 3;
+    const MAIN: u16 = 4;
+
+    fn get(&self) -> u16 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&mut self, life: u16) {
+        *self.0.get_mut() = life;
+    }
+
+    fn number(number: u8) -> u16 {
+        u16::from(number) << 8
+    }
+
+    fn standing(stand: Stand) -> u16 {
+        match stand {
+            Stand::Small => 0,
+            Stand::Main => Self::MAIN,
+        }
     }
 }
 
@@ -226,12 +300,29 @@ mod tests {
     }
 
     #[test]
-    fn marks_saturate() {
-        let slot = slot(0);
-        for _ in 0..300 {
-            slot.touch();
+    fn marks_saturate_and_the_rest_of_a_life_stays() {
+        let mut slot = slot(0);
+        slot.enter(Stand::Main, 200);
+        assert_eq!((slot.mark(), slot.touched_at()), (0, 200));
+        for tick in 0..=255 {
+            slot.touch(tick);
+            assert_eq!(slot.touched_at(), tick);
         }
-        assert_eq!(slot.mark(), MARK_MAX);
+        assert_eq!((slot.mark(), slot.stand()), (3, Stand::Main));
+        slot.set_mark(2);
+        slot.set_stand(Stand::Small);
+        slot.touch(255);
+        let life = (slot.mark(), slot.stand(), slot.touched_at());
+        assert_eq!(life, (3, Stand::Small, 255));
+    }
+
+    #[test]
+    fn reads_are_counted_up_to_255() {
+        let mut slot = slot(0);
+        for _ in 0..300 {
+            slot.count_read();
+        }
+        assert_eq!(slot.reads(), 255);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The locks and atomics of the memory tier, in one place so that a model checker can stand in.
 
-pub(super) use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+pub(super) use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 pub(super) use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use std::sync::PoisonError;

@@ -15,8 +15,7 @@ impl<K: Hash + Eq, T: Clone> Memory<K, T> {
         for Locked(shard) in &self.shards {
             sync::read(shard).check();
         }
-        let (Bound::Entries(most) | Bound::Bytes(most)) = self.bound;
-        assert!(self.weight() <= most, "the bound is never exceeded");
+        assert!(self.weight() <= self.limit(), "the bound is never exceeded");
     }
 
     fn put(&self, key: K, value: T, place: Placement, now: Millis) -> Inserted {
@@ -33,6 +32,11 @@ fn overhead<K: Hash + Eq, T: Clone>() -> u64 {
     u64::from(Memory::<K, T>::charge(Bound::Bytes(0), 0))
 }
 
+/// A table of the default policy.
+fn made<K: Hash + Eq, T>(bound: Bound) -> Memory<K, T> {
+    Memory::new(bound, Policy::Adaptive)
+}
+
 const FOREVER: Placement = weighing(0);
 
 const fn weighing(weight: u32) -> Placement {
@@ -40,6 +44,17 @@ const fn weighing(weight: u32) -> Placement {
         weight,
         dies_at: Millis::MAX,
     }
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop::sample::select(vec![
+        Policy::Adaptive,
+        Policy::Lru,
+        Policy::Lfu,
+        Policy::Fifo,
+        Policy::Random,
+        Policy::NoEviction,
+    ])
 }
 
 /// One step of a history.
@@ -59,6 +74,8 @@ enum Step {
     Remove(u64),
     Clear,
     Sweep(usize),
+    /// So many parts in ten of the first bound.
+    Resize(u64),
     Pass(Millis),
 }
 
@@ -74,6 +91,7 @@ fn step(keys: u64) -> impl Strategy<Value = Step> {
         8 => (0..keys).prop_map(Step::Remove),
         1 => Just(Step::Clear),
         5 => (0..40usize).prop_map(Step::Sweep),
+        1 => (0..=10u64).prop_map(Step::Resize),
         10 => (0..60u64).prop_map(Step::Pass),
     ]
 }
@@ -95,9 +113,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(bound: Bound, shards: usize, roomy: bool) -> Self {
+    fn new(bound: Bound, policy: Policy, shards: usize, roomy: bool) -> Self {
         Self {
-            table: Memory::with_shards(bound, shards),
+            table: Memory::with_shards(bound, policy, shards),
             model: HashMap::new(),
             roomy,
             now: 0,
@@ -128,6 +146,12 @@ impl Pair {
                 let expired = self.table.counters().expired - before.expired;
                 assert_eq!(dropped as u64, expired);
             }
+            Step::Resize(tenths) if !self.roomy => {
+                let limit = self.table.made_for.limit() * tenths / 10;
+                self.table.resize(limit, self.now);
+                assert_eq!(self.table.limit(), limit);
+            }
+            Step::Resize(_) => {}
             Step::Pass(millis) => self.now += millis,
         }
         if self.roomy {
@@ -177,19 +201,23 @@ impl Pair {
                 assert_eq!(self.table.look(&key, self.now), self.live(key));
             }
             _ => {
-                assert_eq!(inserted, Inserted::TooHeavy);
                 assert_eq!(self.table.look(&key, self.now), None);
                 assert_eq!(self.table.counters().evicted, counters.evicted);
             }
         }
-        let charge = u64::from(Memory::<u64, u64>::charge(self.table.bound, weight));
-        let fits = charge <= self.quota() && charge < u64::from(u32::MAX);
-        assert_eq!(inserted == Inserted::Stored, fits);
+        let charge = u64::from(Memory::<u64, u64>::charge(self.table.made_for, weight));
+        let fits = charge <= self.quota(hash) && charge < u64::from(u32::MAX);
+        assert_eq!(inserted == Inserted::TooHeavy, !fits);
+        if inserted == Inserted::Full {
+            assert_eq!(self.table.policy, Policy::NoEviction);
+            assert_eq!(self.table.counters().refused, counters.refused + 1);
+            assert!(!self.roomy);
+        }
     }
 
-    fn quota(&self) -> u64 {
-        let (Bound::Entries(most) | Bound::Bytes(most)) = self.table.bound;
-        most / self.table.shards.len() as u64
+    fn quota(&self, hash: u64) -> u64 {
+        let at = (hash >> 32) as usize & (self.table.shards.len() - 1);
+        part_of(self.table.limit(), at, self.table.shards.len())
     }
 
     fn update(&mut self, key: u64, ttl: Millis) {
@@ -229,7 +257,7 @@ impl Pair {
 
 #[test]
 fn every_entry_is_drawn_by_as_many_numbers_as_any_other() {
-    let table = Memory::<u64, ()>::with_shards(Bound::Entries(8_000), 8);
+    let table = Memory::<u64, ()>::with_shards(Bound::Entries(8_000), Policy::Adaptive, 8);
     assert_eq!(table.draw(7, |_| ()), None);
     for key in 0..20 {
         table.put(key, (), FOREVER, 0);
@@ -247,35 +275,39 @@ proptest! {
     #[test]
     fn it_follows_the_model_in_entries(
         most in 0u64..40,
+        policy in policy(),
         steps in prop::collection::vec(step(60), 1..300),
     ) {
-        let mut pair = Pair::new(Bound::Entries(most), 1, false);
+        let mut pair = Pair::new(Bound::Entries(most), policy, 1, false);
         steps.into_iter().for_each(|step| pair.take(step));
     }
 
     #[test]
     fn it_follows_the_model_in_bytes(
         most in 0u64..8000,
+        policy in policy(),
         steps in prop::collection::vec(step(60), 1..300),
     ) {
-        let mut pair = Pair::new(Bound::Bytes(most), 1, false);
+        let mut pair = Pair::new(Bound::Bytes(most), policy, 1, false);
         steps.into_iter().for_each(|step| pair.take(step));
     }
 
     #[test]
     fn it_follows_the_model_in_several_shards(
         quota in 0u64..20,
+        policy in policy(),
         steps in prop::collection::vec(step(150), 1..300),
     ) {
-        let mut pair = Pair::new(Bound::Entries(quota * 4), 4, false);
+        let mut pair = Pair::new(Bound::Entries(quota * 4), policy, 4, false);
         steps.into_iter().for_each(|step| pair.take(step));
     }
 
     #[test]
     fn it_loses_nothing_while_there_is_room(
+        policy in policy(),
         steps in prop::collection::vec(step(60), 1..300),
     ) {
-        let mut pair = Pair::new(Bound::Entries(60 * 4), 4, true);
+        let mut pair = Pair::new(Bound::Entries(60 * 4), policy, 4, true);
         steps.into_iter().for_each(|step| pair.take(step));
     }
 
@@ -301,7 +333,7 @@ fn it_follows_the_model_for_long() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let table = Memory::<u64, u64>::with_shards(Bound::Entries(8_000), 2);
+    let table = Memory::<u64, u64>::with_shards(Bound::Entries(8_000), Policy::Adaptive, 2);
     let (mut model, mut now): (Known, _) = (HashMap::new(), 0);
     for round in 0..300_000u64 {
         now += random.u64(0..2);
@@ -331,8 +363,8 @@ fn it_follows_the_model_for_long() {
 #[test]
 fn a_bound_of_zero_stores_nothing() {
     for bound in [Bound::Entries(0), Bound::Bytes(0)] {
-        let table = Memory::new(bound);
-        assert_eq!(table.bound(), bound);
+        let table = made(bound);
+        assert_eq!(table.limit(), 0);
         assert_eq!(table.put(1, 1, FOREVER, 0), Inserted::TooHeavy);
         assert_eq!(table.look(&1, 0), None);
         assert_eq!(table.len(), 0);
@@ -342,7 +374,7 @@ fn a_bound_of_zero_stores_nothing() {
 #[test]
 fn a_value_as_heavy_as_the_bound_is_stored_and_a_heavier_one_is_not() {
     let bound = 1000 + overhead::<u64, u64>();
-    let table = Memory::<u64, u64>::new(Bound::Bytes(bound));
+    let table = made::<u64, u64>(Bound::Bytes(bound));
     assert_eq!(table.put(1, 1, weighing(10), 0), Inserted::Stored);
     assert_eq!(table.put(2, 2, weighing(1000), 0), Inserted::Stored);
     assert_eq!(table.weight(), bound);
@@ -356,7 +388,7 @@ fn a_value_as_heavy_as_the_bound_is_stored_and_a_heavier_one_is_not() {
 
 #[test]
 fn a_weight_that_does_not_fit_is_too_heavy_for_any_bound() {
-    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(1 << 40), 1);
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(1 << 40), Policy::Adaptive, 1);
     assert_eq!(table.put(1, 1, weighing(u32::MAX), 0), Inserted::TooHeavy);
     assert_eq!(
         table.put(1, 1, weighing(u32::MAX - 100), 0),
@@ -366,7 +398,7 @@ fn a_weight_that_does_not_fit_is_too_heavy_for_any_bound() {
 
 #[test]
 fn every_table_takes_four_mebibytes_in_one_entry() {
-    let table = Memory::new(Bound::Bytes(1 << 30));
+    let table = made(Bound::Bytes(1 << 30));
     let weight = (SHARD_BYTES - overhead::<u64, u64>()) as u32;
     for key in 0..300 {
         assert_eq!(table.put(key, 0u64, weighing(weight), 0), Inserted::Stored);
@@ -377,7 +409,7 @@ fn every_table_takes_four_mebibytes_in_one_entry() {
 #[test]
 fn a_value_that_grows_makes_room_among_the_others_and_keeps_its_standing() {
     let each = overhead::<u64, u64>() + 100;
-    let table = Memory::new(Bound::Bytes(4 * each));
+    let table = made(Bound::Bytes(4 * each));
     for key in 0..4u64 {
         table.put(key, key, weighing(100), 0);
     }
@@ -389,7 +421,7 @@ fn a_value_that_grows_makes_room_among_the_others_and_keeps_its_standing() {
 
 #[test]
 fn an_expired_entry_is_not_seen_again_by_any_operation() {
-    let table = Memory::new(Bound::Entries(10));
+    let table = made(Bound::Entries(10));
     let place = Placement {
         weight: 0,
         dies_at: 100,
@@ -413,7 +445,7 @@ fn an_expired_entry_is_not_seen_again_by_any_operation() {
 
 #[test]
 fn a_sweep_finds_every_expired_entry_and_no_other() {
-    let table = Memory::with_shards(Bound::Entries(40_000), 8);
+    let table = Memory::with_shards(Bound::Entries(40_000), Policy::Adaptive, 8);
     for key in 0..10_000u64 {
         let dies_at = if key % 3 == 0 { 100 } else { 200 };
         table.put(key, key, Placement { weight: 0, dies_at }, 0);
@@ -429,7 +461,7 @@ fn a_sweep_finds_every_expired_entry_and_no_other() {
 
 #[test]
 fn inserts_alone_drop_what_expired() {
-    let table = Memory::new(Bound::Entries(1000));
+    let table = made(Bound::Entries(1000));
     for key in 0..500u64 {
         let place = Placement {
             weight: 0,
@@ -446,7 +478,7 @@ fn inserts_alone_drop_what_expired() {
 
 #[test]
 fn a_deadline_that_an_update_brings_forward_is_found_by_the_sweep() {
-    let table = Memory::new(Bound::Entries(100));
+    let table = made(Bound::Entries(100));
     for key in 0..50u64 {
         table.put(key, key, FOREVER, 0);
     }
@@ -458,7 +490,7 @@ fn a_deadline_that_an_update_brings_forward_is_found_by_the_sweep() {
 
 #[test]
 fn borrowed_keys_find_owned_ones() {
-    let table: Memory<String, u8> = Memory::new(Bound::Entries(4));
+    let table: Memory<String, u8> = made(Bound::Entries(4));
     table.put("a".to_owned(), 1, FOREVER, 0);
     assert_eq!(table.get(table.hash("a"), "a", 0, Clone::clone), Some(1));
     assert_eq!(
@@ -471,7 +503,7 @@ fn borrowed_keys_find_owned_ones() {
 
 #[test]
 fn keys_of_one_hash_are_kept_apart() {
-    let table = Memory::new(Bound::Entries(100));
+    let table = made(Bound::Entries(100));
     for key in 0..50u64 {
         table.insert(9, key, key, FOREVER, 0, |_| true);
     }
@@ -508,7 +540,7 @@ impl Hash for Moody {
 fn a_panic_in_comparison_admission_or_change_leaves_the_table_whole() {
     let mood = Arc::new(AtomicBool::new(false));
     let key = |number| Moody(number, Arc::clone(&mood));
-    let table = Memory::new(Bound::Entries(10));
+    let table = made(Bound::Entries(10));
     for number in 0..20 {
         table.put(key(number), number, FOREVER, 0);
     }
@@ -561,9 +593,7 @@ impl Drop for Leaver {
 
 #[test]
 fn values_are_dropped_outside_the_locks() {
-    let table = Arc::new(Memory::new(Bound::Bytes(
-        10 * (overhead::<u64, Arc<u8>>() + 10),
-    )));
+    let table = Arc::new(made(Bound::Bytes(10 * (overhead::<u64, Arc<u8>>() + 10))));
     let dropped = Arc::new(AtomicUsize::new(0));
     let leaver = || {
         Arc::new(Leaver {
@@ -602,7 +632,7 @@ fn values_are_dropped_outside_the_locks() {
 
 #[test]
 fn a_panic_while_a_value_is_dropped_leaves_the_table_whole() {
-    let table = Arc::new(Memory::new(Bound::Entries(10)));
+    let table = Arc::new(made(Bound::Entries(10)));
     let dropped = Arc::new(AtomicUsize::new(0));
     let leaver = |panics| {
         Arc::new(Leaver {
@@ -633,7 +663,7 @@ fn many_threads_find_only_what_was_stored_last() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let bound = 100 * (overhead::<u64, u64>() + 50);
-    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(bound), 4);
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(bound), Policy::Adaptive, 4);
     let work = |thread: u64| {
         let mut random = fastrand::Rng::with_seed(seed ^ thread);
         let mut last = HashMap::new();

@@ -1,0 +1,142 @@
+//! Which entry goes when room is needed.
+//!
+//! ```text
+//! Order       the policy of one shard
+//!  ├ Adaptive    the default: two queues, steered by what was evicted too early   adaptive.rs
+//!  │  └ Ghost       what went lately, and when                                    ghost.rs
+//!  └ Classic     LRU, LFU, FIFO, Random, NoEviction                               classic.rs
+//!     └ Queue    entries in the order in which they came                          queue.rs
+//! ```
+
+mod adaptive;
+mod classic;
+mod ghost;
+mod queue;
+
+use self::adaptive::Adaptive;
+use self::classic::Classic;
+use super::slab::{Slab, Slot};
+use crate::clock::Millis;
+use crate::options::Policy;
+
+/// Why an entry was chosen to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Its deadline has passed.
+    Dead,
+    /// Room was needed.
+    Room,
+}
+
+/// Whether a shard has room for a newcomer without anybody going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Free,
+    Full,
+}
+
+/// The order of the entries of one shard. Links and marks lie in the slots.
+#[derive(Debug)]
+pub(super) enum Order {
+    Adaptive(Adaptive),
+    Classic(Classic),
+}
+
+impl Order {
+    /// An empty order for a shard that may hold `quota`.
+    pub(super) fn new(policy: Policy, quota: u64) -> Self {
+        match policy {
+            Policy::Adaptive => Self::Adaptive(Adaptive::new(quota)),
+            other => Self::Classic(Classic::new(other)),
+        }
+    }
+
+    /// Follows a new quota of the shard.
+    pub(super) fn resize(&mut self, quota: u64) {
+        if let Self::Adaptive(order) = self {
+            order.resize(quota);
+        }
+    }
+
+    /// Notes a read, under a lock that others share.
+    #[inline]
+    pub(super) fn read<K, T>(&self, slot: &Slot<K, T>) {
+        if let Self::Adaptive(order) = self {
+            slot.touch(order.tick());
+        }
+    }
+
+    /// Notes a read that changes the order, where [`Policy::reorders_on_read`].
+    pub(super) fn reorder<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+        if let Self::Classic(order) = self {
+            order.reorder(slots, at);
+        }
+    }
+
+    /// Decides where a newcomer stands, whose key is not in the shard.
+    pub(super) fn enter<K, T>(
+        &mut self,
+        slots: &mut Slab<K, T>,
+        slot: &mut Slot<K, T>,
+        room: Room,
+    ) {
+        if let Self::Adaptive(order) = self {
+            order.enter(slots, slot, room);
+        }
+    }
+
+    /// Puts the slot at `at` in as the newest of its kind.
+    pub(super) fn link<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+        match self {
+            Self::Adaptive(order) => order.link(slots, at),
+            Self::Classic(order) => order.link(slots, at),
+        }
+    }
+
+    /// Takes the slot at `at` out.
+    pub(super) fn unlink<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+        match self {
+            Self::Adaptive(order) => order.unlink(slots, at),
+            Self::Classic(order) => order.unlink(slots, at),
+        }
+    }
+
+    /// Notes that a slot, still linked, was moved to `at`.
+    pub(super) fn moved<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+        match self {
+            Self::Adaptive(order) => order.moved(slots, at),
+            Self::Classic(order) => order.moved(slots, at),
+        }
+    }
+
+    /// Notes that the charge of the linked entry `slot` becomes `charge`.
+    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, charge: u32) {
+        match self {
+            Self::Adaptive(order) => order.reweigh(slot, charge),
+            Self::Classic(order) => order.reweigh(slot, charge),
+        }
+    }
+
+    /// The entry that goes next, still linked; `None` if there is none. The caller evicts it.
+    pub(super) fn victim<K, T>(
+        &mut self,
+        slots: &mut Slab<K, T>,
+        now: Millis,
+    ) -> Option<(u32, Reason)> {
+        match self {
+            Self::Adaptive(order) => order.victim(slots, now),
+            Self::Classic(order) => order.victim(slots, now),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Order {
+    /// Compares queues and slots, and returns how many entries are linked.
+    pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
+        match self {
+            Self::Adaptive(order) => order.check(slots),
+            Self::Classic(order) => order.check(slots),
+        }
+    }
+}
