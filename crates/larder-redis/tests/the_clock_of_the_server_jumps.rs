@@ -17,6 +17,7 @@ use larder::clock::{Clock, SystemClock};
 use larder::{Cache, Larder};
 use larder_redis::Redis;
 use larder_testkit::{Gate, ManualClock, Offset, RedisServer, Reply, seeds};
+use nodes::table::{Table, name};
 use nodes::*;
 
 const MINUTE: Duration = Duration::from_secs(60);

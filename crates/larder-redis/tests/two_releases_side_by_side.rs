@@ -15,6 +15,7 @@ use std::sync::Arc;
 use larder::clock::{Clock, SystemClock};
 use larder_testkit::{ChaosProxy, RedisServer, Reply, seeds};
 use next_release::{Frames, NextRelease};
+use nodes::table::{Table, name};
 use nodes::*;
 
 const WAYS: [&str; 5] = ["invalidate k", "expire k", "tag g", "pattern k*", "clear"];

@@ -222,8 +222,6 @@ fn by_column(source: impl BufRead, key: &str, bytes: Option<&str>) -> Result<Tra
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
-
     use std::io::BufReader;
 
     use super::*;

@@ -59,8 +59,6 @@ impl Replay {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
-
     use super::*;
 
     fn requests(keys: impl IntoIterator<Item = u64>, bytes: u32) -> Vec<Request> {

@@ -13,7 +13,7 @@
 
 mod database;
 mod node;
-mod table;
+pub(crate) mod table;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +22,6 @@ use larder::clock::{Clock, SystemClock};
 use larder_testkit::{NoAnswer, Peer, RedisServer, Twin};
 
 pub(crate) use database::Database;
-pub(crate) use table::{Table, name};
 
 /// Long for a busy machine, short enough for a test to fail with a sentence.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

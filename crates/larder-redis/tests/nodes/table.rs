@@ -1,5 +1,7 @@
 //! Readers and writers of several nodes, and what each of them must not read any more.
 
+#![allow(dead_code, reason = "not every scenario has readers and writers")]
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
