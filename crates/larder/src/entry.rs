@@ -59,7 +59,8 @@ impl Details {
     }
 }
 
-/// When an entry becomes what. All by the monotonic clock; 64 bits of milliseconds never wrap.
+/// When an entry becomes what. All by the monotonic clock, and from what [`Clock::recent`] says, which
+/// hits ask: they never see anything fresh that ended before. 64 bits of milliseconds never wrap.
 /// What may lie before this process began is signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Times {
@@ -163,7 +164,7 @@ impl Times {
         label: &Label,
         memory_ttl: Millis,
     ) -> Self {
-        let (now, wall) = (clock.monotonic(), clock.wall());
+        let (now, wall) = (clock.recent(), clock.wall());
         let age = wall.saturating_sub(label.created);
         let fresh_left = if header.expired {
             0

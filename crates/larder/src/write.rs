@@ -440,7 +440,7 @@ where
     };
     let held = Held {
         value,
-        times: Times::from_now(cache.clock().monotonic(), kept, cache.memory_ttl),
+        times: Times::from_now(cache.clock().recent(), kept, cache.memory_ttl),
         stamp: AtomicU64::new(began.stamp),
         load_ms,
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
@@ -822,7 +822,8 @@ where
     V: Send + Sync + 'static,
 {
     cache.fence.bump(hash);
-    let now = cache.clock().monotonic();
+    // By the clock that hits ask: one that is behind must not see the entry fresh once more.
+    let now = cache.clock().recent();
     cache.memory.update(hash, key, now, |held, dies_at| {
         held.times = held.times.expired(now);
         *dies_at = held.times.dies_at();
