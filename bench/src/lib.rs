@@ -9,6 +9,7 @@
 //! - [`other`]: another process, and what it is told to do
 //! - [`freshness`]: how long a removal takes until another process reads fresh
 //! - [`workload`]: the keys and values that everybody reads
+//! - [`traces`]: traces that are made rather than recorded
 //! - [`rounds`]: interleaved rounds and their ratios
 //! - [`server`]: what a server and the kernel have counted
 //! - [`report`]: the tables, the machine they were measured on, and where they are written
@@ -21,6 +22,7 @@ pub mod other;
 pub mod report;
 pub mod rounds;
 pub mod server;
+pub mod traces;
 pub mod workload;
 
 /// Whatever a benchmark could not go on after; it ends with the message.

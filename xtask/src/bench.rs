@@ -1,5 +1,7 @@
 //! `bench`: what is measured and never asserted.
 
+use std::ffi::OsStr;
+
 use crate::command::{Bench, Depth, Report};
 use crate::workspace::{Workspace, run as run_command};
 use crate::{budgets, provision};
@@ -14,17 +16,25 @@ pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<String, String>
     ];
     for (report, program) in programs {
         if let Some(report) = report {
-            measure(workspace, program, report)?;
+            provision::servers(workspace)?;
+            measure(workspace, program, &[], report)?;
         }
+    }
+    if let Some((report, folder)) = &what.hitratio {
+        measure(workspace, "hitratio", &[folder.as_os_str()], *report)?;
     }
     what.budgets
         .map_or(Ok(String::new()), |depth| build_budgets(workspace, depth))
 }
 
-fn measure(workspace: &Workspace, program: &str, report: Report) -> Result<(), String> {
-    provision::servers(workspace)?;
+fn measure(
+    workspace: &Workspace,
+    program: &str,
+    arguments: &[&OsStr],
+    report: Report,
+) -> Result<(), String> {
     let mut bench = workspace.cargo("run --release --quiet --manifest-path bench/Cargo.toml");
-    bench.args(["--bin", program, "--"]);
+    bench.args(["--bin", program, "--"]).args(arguments);
     if report == Report::Write {
         bench
             .arg("--write")

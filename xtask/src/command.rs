@@ -1,5 +1,7 @@
 //! What the arguments ask for.
 
+use std::path::PathBuf;
+
 /// What `--help` prints.
 pub(crate) const HELP: &str = "\
 cargo xtask <command>
@@ -13,14 +15,16 @@ cargo xtask <command>
   bench read-path       larder beside hand-written moka + redis-rs, and beside a bare GET
   bench coherence       invalidations, tags, the bus and round trips on a real server; and larder
                         beside amalgam-cache. Takes some minutes
-        --write         of either: also write the figures to their sections of docs/benchmarks.md
+  bench hitratio DIR    larder's policies beside their rivals on the traces in DIR (NAME.txt.zst, a
+                        key on each line); only where it is asked for
+        --write         of these: also write the figures to their sections of docs/benchmarks.md
   bench budgets         crates in larder's tree and its cold check
         --demo          also the cold release build of the demo up to its first figures
   help                  this text
 ";
 
 const COMMANDS: [&str; 4] = ["provision", "test", "bench", "help"];
-const BENCHES: [&str; 3] = ["read-path", "coherence", "budgets"];
+const BENCHES: [&str; 4] = ["read-path", "coherence", "hitratio", "budgets"];
 
 /// A command line, checked.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub(crate) struct Bench {
     pub(crate) read_path: Option<Report>,
     /// Coherence, alone and beside a rival.
     pub(crate) coherence: Option<Report>,
+    /// Hit ratios on the traces in a folder.
+    pub(crate) hitratio: Option<(Report, PathBuf)>,
     /// The build budgets.
     pub(crate) budgets: Option<Depth>,
 }
@@ -98,6 +104,12 @@ impl Command {
 impl Bench {
     fn parse(words: &[&str]) -> Result<Self, String> {
         let (which, options) = match words {
+            ["hitratio", folder, options @ ..] if !folder.starts_with('-') => {
+                return Self::of_traces(folder, options);
+            }
+            ["hitratio", ..] => {
+                return Err("which traces? `cargo xtask bench hitratio DIR`".into());
+            }
             [which, options @ ..] if !which.starts_with('-') => (Some(*which), options),
             options => (None, options),
         };
@@ -108,12 +120,27 @@ impl Bench {
         let mut bench = Self {
             read_path: wanted("read-path").then_some(Report::Print),
             coherence: wanted("coherence").then_some(Report::Print),
+            hitratio: None,
             budgets: wanted("budgets").then_some(Depth::Library),
         };
         for option in options {
             bench.accept(option)?;
         }
         Ok(bench)
+    }
+
+    fn of_traces(folder: &str, options: &[&str]) -> Result<Self, String> {
+        let report = match options {
+            [] => Report::Print,
+            ["--write"] => Report::Write,
+            [extra, ..] => return Err(unexpected(extra)),
+        };
+        Ok(Self {
+            read_path: None,
+            coherence: None,
+            hitratio: Some((report, folder.into())),
+            budgets: None,
+        })
     }
 
     fn accept(&mut self, option: &str) -> Result<(), String> {
@@ -203,6 +230,7 @@ mod tests {
             Ok(Command::Bench(Bench {
                 read_path,
                 coherence,
+                hitratio: None,
                 budgets,
             }))
         };
@@ -217,6 +245,17 @@ mod tests {
             bench(None, None, Some(Depth::Demo))
         );
         assert!(parse("bench budgets --write").is_err());
+        assert!(
+            parse("bench hitratio")
+                .unwrap_err()
+                .contains("which traces?")
+        );
+        assert!(parse("bench hitratio traces --demo").is_err());
+        let Ok(Command::Bench(traces)) = parse("bench hitratio traces --write") else {
+            panic!("it is understood");
+        };
+        assert_eq!(traces.hitratio, Some((Report::Write, "traces".into())));
+        assert_eq!((traces.read_path, traces.budgets), (None, None));
         assert!(parse("bench coherence --demo").is_err());
         assert!(parse("bench read-path --demo").is_err());
     }
