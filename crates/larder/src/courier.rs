@@ -616,18 +616,21 @@ impl Shared {
                 let wall = self.clock.wall();
                 told = told.and(tier.expire(&mut budget, &order.expired, wall).await);
             }
-            for (prefix, glob) in order.records {
+            for (prefix, glob, of_cache) in order.records {
                 let condemned = |record: &[u8]| {
                     let key = record.get(prefix.len()..).and_then(key::unescape);
                     key.is_none_or(|key| condemns(glob.as_ref(), b"", &key))
                 };
-                let (swept, mut budget) = (
-                    tier.sweep(&prefix, &condemned, &|_| ()).await,
-                    Budget::new(self.tier_budget),
-                );
-                told = told.and(swept.map_or(Delivery::Queued, |(delivery, _)| delivery));
+                // Where they cannot be enumerated, that of their cache goes: more than was asked for.
+                let (delivery, gone) = match tier.sweep(&prefix, &condemned, &|_| ()).await {
+                    Ok((delivery, _)) => (delivery, prefix.clone()),
+                    Err(_unsupported) => (Delivery::Acked, of_cache),
+                };
                 // Moves the counter on, for loads under way that will find the records gone.
-                told = told.and(tier.delete(&mut budget, &[prefix]).await);
+                let mut budget = Budget::new(self.tier_budget);
+                told = told
+                    .and(delivery)
+                    .and(tier.delete(&mut budget, &[gone]).await);
             }
             let (delivery, swept) = sweep(tier, order.patterns, watcher).await;
             told = told.and(delivery);
@@ -647,10 +650,17 @@ impl Shared {
         let now = self.clock.monotonic();
         for errand in batch {
             match errand {
+                // No tier has the entry. What was made from it may be there.
                 Errand::Forget {
+                    cache,
+                    key,
+                    why,
                     home: Home::MemoryAlone,
-                    ..
-                } => {}
+                } => {
+                    if is_lowest && *why != Why::Expired {
+                        order.gone.push(self.records.of(&name::of_key(cache, key)));
+                    }
+                }
                 Errand::Forget {
                     cache, key, why, ..
                 } => {
@@ -686,7 +696,8 @@ impl Shared {
                     let glob = Glob::parse(glob).ok();
                     if is_lowest {
                         let front = self.records.of(&name::of_key(cache, b""));
-                        order.records.push((front, glob.clone()));
+                        let of_cache = self.records.of(&name::of_cache(cache));
+                        order.records.push((front, glob.clone(), of_cache));
                     }
                     for version in known.of(errand) {
                         let prefix = self.entry_key(cache, *version, b"");
@@ -836,8 +847,9 @@ struct Order {
     expired: Vec<Bytes>,
     minimums: Vec<Write>,
     patterns: Vec<(Bytes, Option<Glob>)>,
-    /// The records of keys that a glob picks, by what stands in front of the keys.
-    records: Vec<(Bytes, Option<Glob>)>,
+    /// The records of keys that a glob picks, by what stands in front of the keys, and that of their
+    /// cache.
+    records: Vec<(Bytes, Option<Glob>, Bytes)>,
 }
 
 impl Order {

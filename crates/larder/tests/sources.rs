@@ -160,6 +160,26 @@ async fn a_token_reaches_what_the_value_is_made_from() {
 }
 
 #[tokio::test]
+async fn what_is_made_from_a_cache_in_memory_alone_goes_from_the_tiers_too() {
+    for how in ["invalidate", "before", "set", "clear", "pattern"] {
+        for (here, larder, _) in larders() {
+            let product: Numbers = larder.cache("product").in_memory().unwrap();
+            let page: Numbers = larder.cache("page").build().unwrap();
+            assert_eq!(page_of(&page, &product, 1, &[]).await, 10);
+            let _ = match how {
+                "invalidate" => product.invalidate(&7).await,
+                "before" => product.invalidate_before(&7, 0).await,
+                "set" => product.set(7, 2).await,
+                "clear" => product.clear().await,
+                _ => product.invalidate_matching("7").await,
+            }
+            .unwrap();
+            assert_eq!(page.get(&1).await.unwrap(), None, "{how}, {here}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_expired_source_takes_nothing_with_it() {
     let (larder, _clock) = larder_testkit::larder("t");
     let product: Numbers = larder.cache("product").grace("1h").build().unwrap();
