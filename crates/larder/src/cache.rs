@@ -202,6 +202,8 @@ where
 
     /// Stores `value` under `key` in this process's memory alone. Needs no runtime.
     ///
+    /// What was made from the entry goes from memory too; no tier and no other process is told.
+    ///
     /// # Errors
     ///
     /// [`Key`](crate::ErrorKind::Key) for an empty or oversized key.

@@ -254,6 +254,19 @@ async fn what_is_made_from_a_cache_in_memory_alone_goes_from_the_tiers_too() {
 }
 
 #[tokio::test]
+async fn a_value_that_is_set_in_memory_alone_takes_what_is_made_from_the_old_one() {
+    let (larder, _clock) = larder_testkit::larder("t");
+    let product: Numbers = larder.cache("product").build().unwrap();
+    let page: Numbers = larder.cache("page").build().unwrap();
+    for loaded in [Loaded::value(2), Loaded::value(2).ttl("0s")] {
+        assert_eq!(page_of(&page, &product, 1, &[]).await, 10);
+        product.set_in_memory(7, loaded).unwrap();
+        assert_eq!(page.get_in_memory(&1), None);
+        let _ = product.invalidate(&7).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_expired_source_takes_nothing_with_it() {
     let (larder, _clock) = larder_testkit::larder("t");
     let product: Numbers = larder.cache("product").grace("1h").build().unwrap();
