@@ -437,8 +437,9 @@ impl Shared {
                 Some(done) => done.await.unwrap_or(queued),
                 None => Receipt::ACKED,
             },
-            Err(_) => {
-                self.courier.keep_unsent(vec![errand]);
+            Err(_full) => {
+                self.apply_once_more(&errand);
+                self.do_later(vec![errand]);
                 queued
             }
         }
@@ -550,10 +551,17 @@ impl Shared {
         }
     }
 
-    /// Does it again, and tells the others again, as soon as the tiers have made up for what they missed: until then
-    /// they find there what is gone.
+    /// Does it again, and tells the others again, as soon as the tiers have made up for what they
+    /// missed: until then they find there what is gone.
     pub(crate) fn tell_once_more(self: &Arc<Self>, batch: Vec<Errand>) {
-        if self.bus.is_some() && self.courier.keep_missed(batch) {
+        if self.bus.is_some() {
+            self.do_later(batch);
+        }
+    }
+
+    /// Does it as soon as all tiers can be told and there is room.
+    fn do_later(self: &Arc<Self>, batch: Vec<Errand>) {
+        if self.courier.keep_missed(batch) {
             self.retry_unsent();
         }
     }
@@ -817,7 +825,7 @@ impl Shared {
         let missed = self.courier.take_missed();
         // Nobody waits for the receipts, and a full queue is tried again.
         if !missed.is_empty() && self.enqueue(missed.clone()).is_err() {
-            self.tell_once_more(missed);
+            self.do_later(missed);
         }
     }
 

@@ -267,6 +267,38 @@ async fn a_value_that_is_set_in_memory_alone_takes_what_is_made_from_the_old_one
 }
 
 #[tokio::test]
+async fn what_is_set_while_too_much_waits_reaches_what_depends_on_it_all_the_same() {
+    let (larder, clock, tier) = with_tier("t");
+    let product: Numbers = larder.cache("product").build().unwrap();
+    let page: Numbers = larder.cache("page").build().unwrap();
+    assert_eq!(page_of(&page, &product, 1, &[]).await, 10);
+    let gate = tier.pause_before(Operation::Delete);
+    let invalidate = |count: usize| {
+        let tags = (0..count).map(|n| Invalidation::tag(format!("{count}.{n}")));
+        let (larder, all) = (larder.clone(), tags.collect::<Vec<_>>());
+        tokio::spawn(async move { larder.invalidate_each(all).await })
+    };
+    let first = invalidate(1);
+    gate.arrived(1).await;
+    // As many as may wait while that one is at work.
+    let others = invalidate(100_000);
+    tokio::task::yield_now().await;
+    assert!(soon(product.set(7, 2)).await.unwrap().is_queued());
+    assert_eq!(page.get_in_memory(&1), None);
+    gate.open();
+    for waiting in [first, others] {
+        let _ = soon(waiting).await.unwrap().unwrap();
+    }
+    let made = soon(async {
+        while page.get(&1).await.unwrap().is_some() {
+            clock.advance(ms(100));
+            tokio::task::yield_now().await;
+        }
+    });
+    made.await;
+}
+
+#[tokio::test]
 async fn an_expired_source_takes_nothing_with_it() {
     let (larder, _clock) = larder_testkit::larder("t");
     let product: Numbers = larder.cache("product").grace("1h").build().unwrap();
