@@ -431,18 +431,18 @@ impl Shared {
 
     /// The same for work that runs in the background already.
     pub(crate) async fn deliver(self: &Arc<Self>, errand: Errand) -> Receipt {
-        let queued = Receipt::ACKED.and(Delivery::Queued);
-        match self.enqueue(vec![errand.clone()]) {
+        let done = match self.enqueue(vec![errand.clone()]) {
             Ok(mut done) => match done.pop() {
-                Some(done) => done.await.unwrap_or(queued),
-                None => Receipt::ACKED,
+                Some(done) => done.await.ok(),
+                None => Some(Receipt::ACKED),
             },
-            Err(_full) => {
-                self.apply_once_more(&errand);
-                self.do_later(vec![errand]);
-                queued
-            }
-        }
+            Err(_full) => None,
+        };
+        done.unwrap_or_else(|| {
+            self.apply_once_more(&errand);
+            self.do_later(vec![errand]);
+            Receipt::ACKED.and(Delivery::Queued)
+        })
     }
 
     fn enqueue(self: &Arc<Self>, errands: Vec<Errand>) -> Result<Vec<oneshot::Receiver<Receipt>>> {
@@ -466,15 +466,15 @@ impl Shared {
         let idle = !std::mem::replace(&mut queue.running, true);
         drop(queue);
         if idle {
-            let shared = Arc::clone(self);
+            let turn = Turn(Some(Arc::clone(self)));
             self.tasks
-                .spawn(TaskKind::Work, async move { shared.run_errands().await });
+                .spawn(TaskKind::Work, async move { turn.run_errands().await });
         }
         Ok(receipts)
     }
 
     /// Does what waits, batch by batch, until nothing does.
-    async fn run_errands(self: Arc<Self>) {
+    async fn run_errands(self: &Arc<Self>) {
         let pace = &self.courier.pace;
         loop {
             let now = pace.monotonic();
@@ -844,6 +844,30 @@ impl Shared {
         let items = errands.iter().map(|errand| errand.item(known.of(errand)));
         if self.publish(items.collect()).await.is_err() && self.courier.keep_unsent(errands) {
             self.retry_unsent();
+        }
+    }
+}
+
+/// The right to do errands, which one task at a time has. If that ends before it is through, as with
+/// its runtime, whoever waits is told, and whoever comes next has the right.
+struct Turn(Option<Arc<Shared>>);
+
+impl Turn {
+    async fn run_errands(mut self) {
+        if let Some(shared) = &self.0 {
+            shared.run_errands().await;
+        }
+        self.0 = None;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            let mut queue = shared.courier.queue();
+            queue.running = false;
+            queue.order.clear();
+            queue.waiting.clear();
         }
     }
 }
