@@ -62,9 +62,9 @@ impl Pushes {
         // First: whoever is woken makes a new connection and does not find this one.
         self.given_up.send_replace(true);
         let mut state = self.lock();
+        state.tell(&Told::Ended);
         state.ended = true;
         state.wake_all();
-        state.tell(&Told::Ended);
     }
 
     /// From now on everything is told that is pushed.
@@ -139,7 +139,11 @@ impl State {
         }
     }
 
+    /// Nothing is told behind the end: a listener that has no room left would not hear of that.
     fn tell(&self, told: &Told) {
+        if self.ended {
+            return;
+        }
         self.listeners
             .iter()
             .for_each(|listener| listener.tell(told));
@@ -403,6 +407,25 @@ mod tests {
         }
         drop(listening);
         assert!(pushes.lock().listeners.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_listener_hears_of_the_end_however_much_comes_behind_it() {
+        let pushes = pushes();
+        let listening = pushes.listen().unwrap();
+        pushes.end();
+        let long = "k".repeat(1 << 20);
+        for _ in 0..20 {
+            pushes.hear(of_keys(&[&long])).unwrap();
+        }
+        let beat = Told::Beat {
+            channel: "c".into(),
+            position: Position::default(),
+            message: Bytes::new(),
+        };
+        pushes.tell(&beat);
+        assert_eq!(listening.next().await, Told::Ended);
+        assert!(listening.listener.lock().told.is_empty());
     }
 
     #[tokio::test]

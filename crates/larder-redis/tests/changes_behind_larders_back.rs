@@ -128,6 +128,18 @@ async fn a_plain_delete_or_write_is_followed() {
     assert!(median(took) < FRESH_WITHIN);
 }
 
+/// From Redis 7.2 on a server watches what a script reads, and not all that it is given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_is_looked_at_so_that_it_is_watched() {
+    let server = RedisServer::start().unwrap();
+    let process = process(server.address(), &database());
+    let _ = process.rows.set(1, 1).await.unwrap();
+    let read = calls(&server, "getrange");
+    let _ = process.rows.set(7, 1).await.unwrap();
+    let record_and_entry = 2;
+    assert_eq!(calls(&server, "getrange") - read, record_and_entry);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_empties_memory() {
     let server = RedisServer::start().unwrap();

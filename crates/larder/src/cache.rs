@@ -202,6 +202,8 @@ where
 
     /// Stores `value` under `key` in this process's memory alone. Needs no runtime.
     ///
+    /// What was made from the entry goes from memory too; no tier and no other process is told.
+    ///
     /// # Errors
     ///
     /// [`Key`](crate::ErrorKind::Key) for an empty or oversized key.
@@ -535,7 +537,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
 
     /// Whether nobody but this process's memory has to hear of what happens to this cache.
     pub(crate) fn is_alone(&self) -> bool {
-        self.tiers.is_empty() && self.shared.bus.is_none()
+        // A tier that the entries are not in may have what was made from them.
+        self.shared.tiers.is_empty() && self.shared.bus.is_none()
     }
 
     pub(crate) fn home(&self) -> Home {

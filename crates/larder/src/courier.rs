@@ -431,17 +431,18 @@ impl Shared {
 
     /// The same for work that runs in the background already.
     pub(crate) async fn deliver(self: &Arc<Self>, errand: Errand) -> Receipt {
-        let queued = Receipt::ACKED.and(Delivery::Queued);
-        match self.enqueue(vec![errand.clone()]) {
+        let done = match self.enqueue(vec![errand.clone()]) {
             Ok(mut done) => match done.pop() {
-                Some(done) => done.await.unwrap_or(queued),
-                None => Receipt::ACKED,
+                Some(done) => done.await.ok(),
+                None => Some(Receipt::ACKED),
             },
-            Err(_) => {
-                self.courier.keep_unsent(vec![errand]);
-                queued
-            }
-        }
+            Err(_full) => None,
+        };
+        done.unwrap_or_else(|| {
+            self.apply_once_more(&errand);
+            self.do_later(vec![errand]);
+            Receipt::ACKED.and(Delivery::Queued)
+        })
     }
 
     fn enqueue(self: &Arc<Self>, errands: Vec<Errand>) -> Result<Vec<oneshot::Receiver<Receipt>>> {
@@ -465,15 +466,15 @@ impl Shared {
         let idle = !std::mem::replace(&mut queue.running, true);
         drop(queue);
         if idle {
-            let shared = Arc::clone(self);
+            let turn = Turn(Some(Arc::clone(self)));
             self.tasks
-                .spawn(TaskKind::Work, async move { shared.run_errands().await });
+                .spawn(TaskKind::Work, async move { turn.run_errands().await });
         }
         Ok(receipts)
     }
 
     /// Does what waits, batch by batch, until nothing does.
-    async fn run_errands(self: Arc<Self>) {
+    async fn run_errands(self: &Arc<Self>) {
         let pace = &self.courier.pace;
         loop {
             let now = pace.monotonic();
@@ -550,10 +551,17 @@ impl Shared {
         }
     }
 
-    /// Does it again, and tells the others again, as soon as the tiers have made up for what they missed: until then
-    /// they find there what is gone.
+    /// Does it again, and tells the others again, as soon as the tiers have made up for what they
+    /// missed: until then they find there what is gone.
     pub(crate) fn tell_once_more(self: &Arc<Self>, batch: Vec<Errand>) {
-        if self.bus.is_some() && self.courier.keep_missed(batch) {
+        if self.bus.is_some() {
+            self.do_later(batch);
+        }
+    }
+
+    /// Does it as soon as all tiers can be told and there is room.
+    fn do_later(self: &Arc<Self>, batch: Vec<Errand>) {
+        if self.courier.keep_missed(batch) {
             self.retry_unsent();
         }
     }
@@ -616,18 +624,21 @@ impl Shared {
                 let wall = self.clock.wall();
                 told = told.and(tier.expire(&mut budget, &order.expired, wall).await);
             }
-            for (prefix, glob) in order.records {
+            for (prefix, glob, of_cache) in order.records {
                 let condemned = |record: &[u8]| {
                     let key = record.get(prefix.len()..).and_then(key::unescape);
                     key.is_none_or(|key| condemns(glob.as_ref(), b"", &key))
                 };
-                let (swept, mut budget) = (
-                    tier.sweep(&prefix, &condemned, &|_| ()).await,
-                    Budget::new(self.tier_budget),
-                );
-                told = told.and(swept.map_or(Delivery::Queued, |(delivery, _)| delivery));
+                // Where they cannot be enumerated, that of their cache goes: more than was asked for.
+                let (delivery, gone) = match tier.sweep(&prefix, &condemned, &|_| ()).await {
+                    Ok((delivery, _)) => (delivery, prefix.clone()),
+                    Err(_unsupported) => (Delivery::Acked, of_cache),
+                };
                 // Moves the counter on, for loads under way that will find the records gone.
-                told = told.and(tier.delete(&mut budget, &[prefix]).await);
+                let mut budget = Budget::new(self.tier_budget);
+                told = told
+                    .and(delivery)
+                    .and(tier.delete(&mut budget, &[gone]).await);
             }
             let (delivery, swept) = sweep(tier, order.patterns, watcher).await;
             told = told.and(delivery);
@@ -647,10 +658,17 @@ impl Shared {
         let now = self.clock.monotonic();
         for errand in batch {
             match errand {
+                // No tier has the entry. What was made from it may be there.
                 Errand::Forget {
+                    cache,
+                    key,
+                    why,
                     home: Home::MemoryAlone,
-                    ..
-                } => {}
+                } => {
+                    if is_lowest && *why != Why::Expired {
+                        order.gone.push(self.records.of(&name::of_key(cache, key)));
+                    }
+                }
                 Errand::Forget {
                     cache, key, why, ..
                 } => {
@@ -686,7 +704,8 @@ impl Shared {
                     let glob = Glob::parse(glob).ok();
                     if is_lowest {
                         let front = self.records.of(&name::of_key(cache, b""));
-                        order.records.push((front, glob.clone()));
+                        let of_cache = self.records.of(&name::of_cache(cache));
+                        order.records.push((front, glob.clone(), of_cache));
                     }
                     for version in known.of(errand) {
                         let prefix = self.entry_key(cache, *version, b"");
@@ -806,7 +825,7 @@ impl Shared {
         let missed = self.courier.take_missed();
         // Nobody waits for the receipts, and a full queue is tried again.
         if !missed.is_empty() && self.enqueue(missed.clone()).is_err() {
-            self.tell_once_more(missed);
+            self.do_later(missed);
         }
     }
 
@@ -829,6 +848,30 @@ impl Shared {
     }
 }
 
+/// The right to do errands, which one task at a time has. If that ends before it is through, as with
+/// its runtime, whoever waits is told, and whoever comes next has the right.
+struct Turn(Option<Arc<Shared>>);
+
+impl Turn {
+    async fn run_errands(mut self) {
+        if let Some(shared) = &self.0 {
+            shared.run_errands().await;
+        }
+        self.0 = None;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            let mut queue = shared.courier.queue();
+            queue.running = false;
+            queue.order.clear();
+            queue.waiting.clear();
+        }
+    }
+}
+
 /// What one tier has to do for a batch.
 #[derive(Default)]
 struct Order {
@@ -836,8 +879,9 @@ struct Order {
     expired: Vec<Bytes>,
     minimums: Vec<Write>,
     patterns: Vec<(Bytes, Option<Glob>)>,
-    /// The records of keys that a glob picks, by what stands in front of the keys.
-    records: Vec<(Bytes, Option<Glob>)>,
+    /// The records of keys that a glob picks, by what stands in front of the keys, and that of their
+    /// cache.
+    records: Vec<(Bytes, Option<Glob>, Bytes)>,
 }
 
 impl Order {

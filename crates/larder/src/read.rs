@@ -131,9 +131,7 @@ where
     });
     if let Some((tags, fresh_for)) = sources {
         note_source(cache, key, tags, fresh_for);
-        if makes_for_others(cache) {
-            scope::note_unverified();
-        }
+        note_memory_alone(cache);
     }
     probed.unwrap_or(Probe::Fetch(Reason::NotInMemory))
 }
@@ -178,6 +176,30 @@ where
     // Whoever clears the cache invalidates each of its entries.
     let own = Arc::clone(cache.fence.own());
     scope::note(tags.into_iter().chain([itself, own]), fresh_for);
+}
+
+/// The same for an entry at hand.
+fn note_held<K, V, Q>(cache: &Inner<K, V>, key: &Q, held: &Held<V>)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    if scope::is_open() {
+        let fresh_for = held.times.remaining(cache.clock().monotonic());
+        note_source(cache, key, held.tags().to_vec(), fresh_for);
+    }
+}
+
+/// Leaves a note of a read that memory alone was asked for.
+fn note_memory_alone<K, V>(cache: &Inner<K, V>)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    if makes_for_others(cache) {
+        scope::note_unverified();
+    }
 }
 
 /// The same for a read that found nothing: what is made from that goes when there is something.
@@ -254,6 +276,8 @@ where
     match held {
         Some(held) => {
             cache.count(Count::Unverified, 1);
+            note_held(cache, key, &held);
+            note_memory_alone(cache);
             let value = held.value.clone();
             let story = Story::of(&held, Origin::Memory, State::Fresh, Reason::Suspect);
             Reply { value, story }
@@ -422,8 +446,11 @@ where
         let now = self.cache.clock().monotonic();
         let believed =
             standing == Standing::Current || self.cache.rules.isolation == Isolation::Serve;
-        (believed && policy::may_stand_in(&held.times, now, self.read.max_stale))
-            .then(|| self.reply(&held, Origin::Memory, State::Stale))
+        if !believed || !policy::may_stand_in(&held.times, now, self.read.max_stale) {
+            return None;
+        }
+        self.note(Some(&held));
+        Some(self.reply(&held, Origin::Memory, State::Stale))
     }
 
     /// Looks in the tiers for a caller without a loader, together with all others without one.
@@ -593,16 +620,21 @@ where
         }
     }
 
+    /// Leaves a note of what answers this read, if anything does.
+    fn note(&self, held: Option<&Held<V>>) {
+        match held {
+            Some(held) => note_held(self.cache, self.key, held),
+            None => note_absence(self.cache, self.key),
+        }
+        if self.read.tiers == Tiers::Memory {
+            note_memory_alone(self.cache);
+        }
+    }
+
     fn arrived(&self, landed: &Landed<V>, shared: bool) -> Reply<V> {
-        if scope::is_open() {
-            let held = landed.held.as_ref();
-            let tags = held.map_or_else(Vec::new, |held| held.tags().to_vec());
-            let now = self.cache.clock().monotonic();
-            let fresh_for = held.map_or(Duration::MAX, |held| held.times.remaining(now));
-            note_source(self.cache, self.key, tags, fresh_for);
-            if landed.is_fenced {
-                scope::note_refused();
-            }
+        self.note(landed.held.as_ref());
+        if landed.is_fenced {
+            scope::note_refused();
         }
         let Some(held) = &landed.held else {
             return self.missing();

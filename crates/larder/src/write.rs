@@ -707,18 +707,12 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
+    let logical = key::encode(b"", &key)?;
     let store_key = key::encode(&cache.prefix, &key)?;
     let hash = cache.memory.hash(&key);
-    let entry = make(
-        cache,
-        &key,
-        &store_key,
-        loaded,
-        None,
-        cache.fence.moment(),
-        0,
-    )?;
-    match entry.keep {
+    let began = cache.fence.moment();
+    let entry = make(cache, &key, &store_key, loaded, None, began, 0)?;
+    let stored = match entry.keep {
         Keep::Store => {
             cache.count(Count::Write, 1);
             set_now(cache, hash, &key, store_key.len(), entry.held)
@@ -727,7 +721,10 @@ where
             drop_from_memory(cache, hash, &key);
             Ok(())
         }
-    }
+    };
+    let dependents = name::of_key(&cache.name, &logical);
+    cache.shared.tags.invalidate_if_carried(&dependents);
+    stored
 }
 
 /// Fences the key off and drops it from memory.

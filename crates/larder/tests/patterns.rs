@@ -384,10 +384,13 @@ async fn above_a_store_that_cannot_enumerate_its_keys_a_pattern_is_an_error() {
     let error = larder.invalidate_each(what).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert_eq!(pages.get(&key).await.unwrap().as_deref(), Some(&1));
-    // A cache that does not live there has no need of it.
+    // A cache that does not live there has no need of it, and what is made from it goes all the same.
     let alone: Pages = larder.cache("alone").in_memory().unwrap();
     let _ = alone.set(key.clone(), 1).await.unwrap();
+    let made = Loaded::value(2).depends_on(&alone, &key);
+    let _ = pages.set(key.clone(), made).await.unwrap();
     let receipt = alone.invalidate_matching("user:*").await.unwrap();
     assert!(receipt.is_acked());
     assert_eq!(alone.get(&key).await.unwrap(), None);
+    assert_eq!(pages.get(&key).await.unwrap(), None);
 }

@@ -5,18 +5,18 @@
 
 mod common;
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use common::{
-    Fleet, another_process, found, healthy, secs, soon, turn_until, unasked, with_tier,
+    Fleet, another_process, found, healthy, ms, never, secs, soon, turn_until, unasked, with_tier,
     with_two_tiers,
 };
 use larder::store::StoreErrorKind;
-use larder::{Cache, ErrorKind, Invalidation, Larder, Loaded, Read, Token, collect};
+use larder::{Cache, ErrorKind, Invalidation, Larder, Loaded, Read, Tiers, Token, collect};
 use larder_testkit::{Gate, ManualClock, Operation, StoreFault, settle};
 
 type Numbers = Cache<u64, u64>;
@@ -138,6 +138,80 @@ async fn what_was_read_in_memory_alone_is_not_kept_for_others() {
 }
 
 #[tokio::test]
+async fn what_memory_could_not_vouch_for_is_a_source_and_not_for_others() {
+    for how in ["in memory", "get", "load"] {
+        let fleet = Fleet::new();
+        let [(_a, at_a), (b, at_b)] = [fleet.process(), fleet.process()].map(|(larder, line)| {
+            let product: Numbers = larder.cache("product").ttl("1h").build().unwrap();
+            let page: Numbers = larder.cache("page").ttl("1h").build().unwrap();
+            (larder, (product, page, line))
+        });
+        let (product, page, line) = at_b;
+        let _ = product.set(7, 1).await.unwrap();
+        healthy(&b).await;
+        product.get(&7).await.unwrap();
+        line.silence();
+        fleet.clock.advance(secs(3));
+        let reading = product.clone();
+        let made = page.get_or_load(&1, |_| async move {
+            let alone = reading.with(Read::new().tiers(Tiers::Memory));
+            let value = match how {
+                "in memory" => reading.get_in_memory(&7),
+                "get" => alone.get(&7).await?,
+                _ => Some(alone.get_or_load(&7, |_| never()).await?),
+            };
+            Ok::<_, larder::Error>(value.map_or(0, |value| *value * 10))
+        });
+        assert_eq!(*soon(made).await.unwrap(), 10, "{how}");
+        settle(&b).await;
+        assert_eq!(product.stats().unverified, 1, "{how}");
+        assert_eq!(at_a.1.get(&1).await.unwrap(), None, "{how}");
+        let _ = product.invalidate(&7).await.unwrap();
+        assert_eq!(page.get_in_memory(&1), None, "{how}");
+    }
+}
+
+#[tokio::test]
+async fn what_stands_in_for_a_load_that_takes_too_long_is_a_source_too() {
+    for (here, larder, clock) in larders() {
+        let product: Numbers = larder
+            .cache("product")
+            .ttl("10s")
+            .stale_on_error("1h")
+            .in_memory()
+            .unwrap();
+        let page: Numbers = larder.cache("page").build().unwrap();
+        for many in [false, true] {
+            let _ = product.set(7, 1).await.unwrap();
+            clock.advance(secs(11));
+            let reading = product.clone();
+            let making = tokio::spawn({
+                let page = page.clone();
+                async move {
+                    let load = |_| async move {
+                        let impatient = reading.with(Read::new().deadline(secs(1)));
+                        let value = if many {
+                            let load = |_| pending::<io::Result<Vec<(u64, u64)>>>();
+                            impatient.get_or_load_many(&[7], load).await?.remove(0)
+                        } else {
+                            let load = |_| pending::<io::Result<Option<u64>>>();
+                            impatient.get_or_load(&7, load).await?
+                        };
+                        Ok::<_, larder::Error>(*value.unwrap() * 10)
+                    };
+                    page.get_or_load(&1, load).await.map(|page| *page)
+                }
+            });
+            let made = turn_until(&clock, ms(100), making).await;
+            assert_eq!(made.unwrap(), 10, "{many}, {here}");
+            assert!(page.get(&1).await.unwrap().is_some(), "{many}, {here}");
+            let _ = product.invalidate(&7).await.unwrap();
+            assert_eq!(page.get(&1).await.unwrap(), None, "{many}, {here}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_token_reaches_what_the_value_is_made_from() {
     let fleet = Fleet::new();
     let ([_a, b], token) = one_that_has_not_heard(&fleet, "invalidate").await;
@@ -157,6 +231,71 @@ async fn a_token_reaches_what_the_value_is_made_from() {
     });
     let page = turn_until(&fleet.clock, secs(1), reading).await;
     assert_eq!(page.unwrap(), 20);
+}
+
+#[tokio::test]
+async fn what_is_made_from_a_cache_in_memory_alone_goes_from_the_tiers_too() {
+    for how in ["invalidate", "before", "set", "clear", "pattern"] {
+        for (here, larder, _) in larders() {
+            let product: Numbers = larder.cache("product").in_memory().unwrap();
+            let page: Numbers = larder.cache("page").build().unwrap();
+            assert_eq!(page_of(&page, &product, 1, &[]).await, 10);
+            let _ = match how {
+                "invalidate" => product.invalidate(&7).await,
+                "before" => product.invalidate_before(&7, 0).await,
+                "set" => product.set(7, 2).await,
+                "clear" => product.clear().await,
+                _ => product.invalidate_matching("7").await,
+            }
+            .unwrap();
+            assert_eq!(page.get(&1).await.unwrap(), None, "{how}, {here}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_set_in_memory_alone_takes_what_is_made_from_the_old_one() {
+    let (larder, _clock) = larder_testkit::larder("t");
+    let product: Numbers = larder.cache("product").build().unwrap();
+    let page: Numbers = larder.cache("page").build().unwrap();
+    for loaded in [Loaded::value(2), Loaded::value(2).ttl("0s")] {
+        assert_eq!(page_of(&page, &product, 1, &[]).await, 10);
+        product.set_in_memory(7, loaded).unwrap();
+        assert_eq!(page.get_in_memory(&1), None);
+        let _ = product.invalidate(&7).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_while_too_much_waits_reaches_what_depends_on_it_all_the_same() {
+    let (larder, clock, tier) = with_tier("t");
+    let product: Numbers = larder.cache("product").build().unwrap();
+    let page: Numbers = larder.cache("page").build().unwrap();
+    assert_eq!(page_of(&page, &product, 1, &[]).await, 10);
+    let gate = tier.pause_before(Operation::Delete);
+    let invalidate = |count: usize| {
+        let tags = (0..count).map(|n| Invalidation::tag(format!("{count}.{n}")));
+        let (larder, all) = (larder.clone(), tags.collect::<Vec<_>>());
+        tokio::spawn(async move { larder.invalidate_each(all).await })
+    };
+    let first = invalidate(1);
+    gate.arrived(1).await;
+    // As many as may wait while that one is at work.
+    let others = invalidate(100_000);
+    tokio::task::yield_now().await;
+    assert!(soon(product.set(7, 2)).await.unwrap().is_queued());
+    assert_eq!(page.get_in_memory(&1), None);
+    gate.open();
+    for waiting in [first, others] {
+        let _ = soon(waiting).await.unwrap().unwrap();
+    }
+    let made = soon(async {
+        while page.get(&1).await.unwrap().is_some() {
+            clock.advance(ms(100));
+            tokio::task::yield_now().await;
+        }
+    });
+    made.await;
 }
 
 #[tokio::test]
