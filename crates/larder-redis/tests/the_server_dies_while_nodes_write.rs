@@ -14,7 +14,7 @@ use nodes::*;
 
 const KEYS: usize = 20;
 /// How long the server is away, in milliseconds.
-const AWAY: u64 = 3_000;
+const AWAY: u64 = 5_000;
 /// All nodes are to be fresh after 2 s; a busy machine gets three times as much.
 const FRESH_WITHIN: u64 = 3 * 2_000;
 
