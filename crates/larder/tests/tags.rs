@@ -644,16 +644,26 @@ async fn on_many_threads_no_read_falls_behind_an_invalidation_by_tag() {
         })
         .collect();
     for round in 0..20_000 {
+        let before = loads.starts();
         let new = version.fetch_add(1, SeqCst) + 1;
         let _ = larder.invalidate_tag("a").await.unwrap();
         floor.store(new, SeqCst);
         if round % 16 == 0 {
             tokio::task::yield_now().await;
         }
+        if round % 1_000 == 0 {
+            // However the machine shares its time out, readers meet what was invalidated.
+            for _ in 0..1_000_000 {
+                if loads.starts() > before {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
     }
     over.store(true, SeqCst);
     for reader in readers {
         soon(reader).await.unwrap();
     }
-    assert!(loads.starts() > 1);
+    assert!(loads.starts() >= 20);
 }
