@@ -145,8 +145,8 @@ impl<K, T> Shard<K, T> {
     where
         K: Eq,
     {
-        let held = self.find(slot.hash, &slot.key);
-        let live = held.filter(|&at| !self.slots[at].is_dead(now));
+        let mut held = self.find(slot.hash, &slot.key);
+        let mut live = held.filter(|&at| !self.slots[at].is_dead(now));
         if !admit(live.map(|at| &self.slots[at].value)) {
             leavings.decline(slot);
             return Inserted::NotAdmitted;
@@ -156,15 +156,17 @@ impl<K, T> Shard<K, T> {
             self.refuse(slot, held, leavings);
             return Inserted::TooHeavy;
         }
-        if self.policy == Policy::NoEviction && !self.finds_room(&slot, now, leavings) {
-            self.counters.refused += 1;
+        if self.policy == Policy::NoEviction {
+            let has_room = self.finds_room(&slot, now, leavings);
             // The sweep may have taken or moved it.
-            let held = self.find(slot.hash, &slot.key);
-            self.refuse(slot, held, leavings);
-            return Inserted::Full;
+            held = self.find(slot.hash, &slot.key);
+            live = held.filter(|&at| !self.slots[at].is_dead(now));
+            if !has_room {
+                self.counters.refused += 1;
+                self.refuse(slot, held, leavings);
+                return Inserted::Full;
+            }
         }
-        let held = self.find(slot.hash, &slot.key);
-        let live = held.filter(|&at| !self.slots[at].is_dead(now));
         self.counters.inserted += 1;
         if held.is_some() {
             match live {
