@@ -174,10 +174,10 @@ fn schedules(workspace: &Workspace, filter: &[String], tally: &mut Tally) -> Out
 }
 
 fn run_tests(test: &mut std::process::Command, tally: &mut Tally) -> Outcome {
-    let counted = count(test, std::io::stdout())?;
-    *tally += counted;
+    // Many tests mean to panic: traces of those would bury what the failed ones say.
+    let counted = count(test.env("RUST_BACKTRACE", "0"), std::io::stdout())?;
     let ran = format!("{} passed, {} failed", counted.passed, counted.failed);
-    match counted {
+    let outcome = match counted {
         Tally { failed: 1.., .. } => Err(ran),
         // An ignored test looks like a passed one to whoever reads only the last line.
         Tally {
@@ -185,7 +185,9 @@ fn run_tests(test: &mut std::process::Command, tally: &mut Tally) -> Outcome {
             ..
         } => Err(format!("{ran}, {ignored} ignored")),
         _ => Ok(ran),
-    }
+    };
+    *tally += counted;
+    outcome
 }
 
 /// What happened so far.
@@ -225,7 +227,7 @@ impl Summary {
         !self.failed() && self.tally.passed > 0 && self.tally.failed == 0
     }
 
-    /// One line per step, what failed, and last the number of tests that passed and failed.
+    /// One line per step, what failed and what it said, and last the number of tests that passed and failed.
     fn text(&self) -> String {
         let mut text = String::new();
         for row in &self.rows {
@@ -239,6 +241,10 @@ impl Summary {
             .collect();
         if !failed.is_empty() {
             text += &format!("failed: {}\n", failed.join(", "));
+        }
+        for words in &self.tally.last_words {
+            text += words;
+            text += "\n";
         }
         if self.tally.passed + self.tally.failed == 0 {
             text += "no test was run\n";
@@ -282,6 +288,7 @@ mod tests {
                 passed,
                 failed,
                 ignored: 0,
+                last_words: Vec::new(),
             },
         }
     }
@@ -292,11 +299,14 @@ mod tests {
             ("format", Err("`cargo fmt`: exit status: 1\nmore".into())),
             ("doc tests", Ok("12 passed, 0 failed".into())),
         ];
-        let summary = summary(steps, 12, 0);
+        let mut summary = summary(steps, 12, 0);
+        summary.tally.last_words.push("some::test\n    why".into());
         let expected = "\
 format                       FAILED     1.5 s  `cargo fmt`: exit status: 1
 doc tests                    ok         1.5 s  12 passed, 0 failed
 failed: format
+some::test
+    why
 12 passed, 0 failed";
         assert_eq!(summary.text(), expected);
         assert!(!summary.passed());

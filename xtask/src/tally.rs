@@ -1,5 +1,6 @@
-//! How many tests ran, as the test programs themselves said it.
+//! How many tests ran and what the failed ones said, read from the output of the test programs.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::AddAssign;
 use std::process::{Command, Stdio};
@@ -7,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::workspace::cannot_start;
 
 /// Tests executed, summed over the `test result:` lines of all test programs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Tests that passed.
     pub(crate) passed: usize,
@@ -15,13 +16,20 @@ pub(crate) struct Tally {
     pub(crate) failed: usize,
     /// Tests that were not run because they are marked so.
     pub(crate) ignored: usize,
+    /// The end of what each failed test said, its name first.
+    pub(crate) last_words: Vec<String>,
 }
+
+/// How many lines of what a failed test said are told again at the end. A log may be cut short in its
+/// middle, and so lose the place where the test stood.
+const LAST_LINES: usize = 12;
 
 impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
+        self.last_words.extend(other.last_words);
     }
 }
 
@@ -46,15 +54,69 @@ pub(crate) fn count(command: &mut Command, shown: impl Write) -> Result<Tally, S
 fn relay(from: impl Read, mut to: impl Write) -> std::io::Result<Tally> {
     let mut from = BufReader::new(from);
     let mut tally = Tally::default();
+    let mut section = Section::default();
     let mut line = Vec::new();
     while from.read_until(b'\n', &mut line)? > 0 {
         to.write_all(&line)?;
-        if let Some(result) = parse(String::from_utf8_lossy(&line).trim_end()) {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        if section.takes(text) {
+            tally.last_words.extend(section.end());
+            section = Section::begin(text);
+        } else {
+            section.push(text);
+        }
+        if let Some(result) = parse(text) {
             tally += result;
         }
         line.clear();
     }
     Ok(tally)
+}
+
+/// What one failed test said: test programs tell it between `---- name stdout ----` and the next such
+/// line, or the list of those that failed.
+#[derive(Default)]
+struct Section {
+    name: Option<String>,
+    lines: VecDeque<String>,
+}
+
+impl Section {
+    /// Whether a line ends what went before it.
+    fn takes(&self, line: &str) -> bool {
+        named(line).is_some() || (self.name.is_some() && line == "failures:")
+    }
+
+    fn begin(line: &str) -> Self {
+        Self {
+            name: named(line).map(str::to_owned),
+            lines: VecDeque::new(),
+        }
+    }
+
+    fn push(&mut self, line: &str) {
+        if self.name.is_none() || line.is_empty() {
+            return;
+        }
+        if self.lines.len() == LAST_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line.to_owned());
+    }
+
+    fn end(self) -> Option<String> {
+        let mut text = self.name?;
+        for line in self.lines {
+            text += "\n    ";
+            text += &line;
+        }
+        Some(text)
+    }
+}
+
+fn named(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
 /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
@@ -69,6 +131,7 @@ fn parse(line: &str) -> Option<Tally> {
         passed: number("passed")?,
         failed: number("failed")?,
         ignored: number("ignored")?,
+        last_words: Vec::new(),
     })
 }
 
@@ -100,10 +163,27 @@ mod tests {
             Tally {
                 passed: 45,
                 failed: 5,
-                ignored: 1
+                ignored: 1,
+                last_words: Vec::new(),
             }
         );
         assert_eq!(shown, output);
+    }
+
+    #[test]
+    fn the_last_lines_of_each_failed_test_are_kept() {
+        let lines: String = (0..20).map(|line| format!("line {line}\n")).collect();
+        let output = format!(
+            "test a ... FAILED\n\nfailures:\n\n---- a stdout ----\n{lines}\n---- b::c stdout ----\n\
+             not so\n\n\nfailures:\n    a\n    b::c\n\n"
+        );
+        let tally = relay(output.as_bytes(), std::io::sink()).unwrap();
+        let [first, second] = &tally.last_words[..] else {
+            panic!("{:?}", tally.last_words)
+        };
+        assert!(first.starts_with("a\n    line 8\n"), "{first}");
+        assert!(first.ends_with("\n    line 19"), "{first}");
+        assert_eq!(second, "b::c\n    not so");
     }
 
     #[test]
@@ -115,7 +195,8 @@ mod tests {
             Tally {
                 passed: 5,
                 failed: 1,
-                ignored: 0
+                ignored: 0,
+                last_words: Vec::new(),
             }
         );
         let counted = "echo 'test result: FAILED. 5 passed; 2 failed; 0 ignored'; exit 101";
