@@ -656,7 +656,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             value,
             times: Times::from_envelope(clock, &opened.header, &opened.label, self.memory_ttl),
             stamp: AtomicU64::new(began.stamp),
-            load_ms: opened.label.load_ms,
+            load_ms: u32::try_from(opened.label.load_ms).unwrap_or(u32::MAX),
             encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
             fill_id: Some(opened.label.fill_id),
             details: Details::of(opened.label, tags),

@@ -53,9 +53,9 @@ impl Outcome {
             source,
             state: story.state,
             reason: story.reason,
-            age: story.times.map(|times| times.age(now)),
-            remaining: story.times.map(|times| times.remaining(now)),
-            load_time: (story.load_ms > 0).then(|| Duration::from_millis(story.load_ms)),
+            age: story.entry.map(|entry| entry.age(now)),
+            remaining: story.entry.map(|entry| entry.remaining(now)),
+            load_time: story.entry.and_then(|entry| entry.load_time()),
         }
     }
 }

@@ -157,9 +157,9 @@ where
             let standing = self.fence.standing(held, now);
             (standing != Standing::Gone).then(|| Inspected {
                 absent: held.value.is_none(),
-                age: held.times.age(now),
+                age: held.lived().age(now),
                 remaining: held.times.remaining(now),
-                load_time: Duration::from_millis(held.load_ms),
+                load_time: Duration::from_millis(held.load_ms.into()),
                 version: held.details.as_ref().and_then(|details| details.version),
                 tags: held
                     .tags()

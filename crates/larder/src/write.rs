@@ -442,7 +442,7 @@ where
         value,
         times: Times::from_now(cache.clock().recent(), kept, cache.memory_ttl),
         stamp: AtomicU64::new(began.stamp),
-        load_ms,
+        load_ms: u32::try_from(load_ms).unwrap_or(u32::MAX),
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
         fill_id: sealed.is_some().then_some(label.fill_id),
         details: Details::of(label, tags),
