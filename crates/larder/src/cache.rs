@@ -100,7 +100,9 @@ where
     /// [`Key`](crate::ErrorKind::Key) for an empty or oversized key, and
     /// [`Closed`](crate::ErrorKind::Closed) after shutdown. A tier that fails is no error.
     pub async fn get<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Option<Arc<V>>> {
-        self.with(Read::new()).get(key).await
+        read::get(&self.inner, &Read::PLAIN, key)
+            .await
+            .map(|reply| reply.value)
     }
 
     /// The value under `key` from memory alone. Needs no runtime.
@@ -145,7 +147,7 @@ where
         A: Answer<V>,
         E: Into<BoxError> + Send + 'static,
     {
-        read::get_or_load(&self.inner, Read::new(), key, load)
+        read::get_or_load(&self.inner, &Read::PLAIN, key, load)
             .await
             .map(|(value, _)| value)
     }
@@ -184,7 +186,7 @@ where
         A: Answer<V>,
         E: Into<BoxError> + Send + 'static,
     {
-        read::get_or_load_many(&self.inner, Read::new(), keys, load).await
+        read::get_or_load_many(&self.inner, &Read::PLAIN, keys, load).await
     }
 
     /// Stores `value` under `key` in every tier, and wins over every load that is under way.
@@ -381,7 +383,7 @@ where
 {
     /// As [`Cache::get`].
     pub async fn get<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Result<Option<Arc<V>>> {
-        read::get(&self.cache.inner, self.read, key)
+        read::get(&self.cache.inner, &self.read, key)
             .await
             .map(|reply| reply.value)
     }
@@ -391,7 +393,7 @@ where
         &self,
         key: &Q,
     ) -> Result<Answered<Option<Arc<V>>>> {
-        let Reply { value, story } = read::get(&self.cache.inner, self.read, key).await?;
+        let Reply { value, story } = read::get(&self.cache.inner, &self.read, key).await?;
         Ok(Answered {
             value,
             outcome: self.cache.inner.outcome(&story),
@@ -407,7 +409,7 @@ where
         A: Answer<V>,
         E: Into<BoxError> + Send + 'static,
     {
-        read::get_or_load(&self.cache.inner, self.read, key, load)
+        read::get_or_load(&self.cache.inner, &self.read, key, load)
             .await
             .map(|(value, _)| value)
     }
@@ -440,7 +442,7 @@ where
         A: Answer<V>,
         E: Into<BoxError> + Send + 'static,
     {
-        let (value, story) = read::get_or_load(&self.cache.inner, self.read, key, load).await?;
+        let (value, story) = read::get_or_load(&self.cache.inner, &self.read, key, load).await?;
         Ok(Answered {
             value,
             outcome: self.cache.inner.outcome(&story),
@@ -460,7 +462,7 @@ where
         A: Answer<V>,
         E: Into<BoxError> + Send + 'static,
     {
-        read::get_or_load_many(&self.cache.inner, self.read, keys, load).await
+        read::get_or_load_many(&self.cache.inner, &self.read, keys, load).await
     }
 }
 
@@ -684,6 +686,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     }
 
     /// The one exit of every read: counts it.
+    #[inline]
     pub(crate) fn exit(&self, story: &Story) {
         self.counters.one(match (story.state, story.origin) {
             (State::Stale, _) => Count::StaleServed,
@@ -711,7 +714,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         let source = match story.origin {
             _ if story.shared => Source::Flight,
             Origin::Memory | Origin::Confirmed | Origin::StandIn => Source::Memory,
-            Origin::Tier(depth) => Source::Tier(Arc::clone(self.tiers[depth].name())),
+            Origin::Tier(depth) => Source::Tier(Arc::clone(self.tiers[depth as usize].name())),
             Origin::Loader => Source::Loader,
             Origin::Nobody => Source::Nobody,
         };

@@ -133,7 +133,7 @@ impl Error {
     pub(crate) fn load_lost() -> Self {
         Self::new(
             ErrorKind::LoadPanicked,
-            "what the loader found got lost: the weigher panicked, or the load's runtime ended",
+            "what the loader found got lost: the weigher panicked, or the load's runtime ended or has no timers (`enable_time`)",
         )
     }
 

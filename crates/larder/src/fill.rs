@@ -120,7 +120,7 @@ pub(crate) enum Origin {
     /// Memory, and the lowest tier says that it still stands.
     Confirmed,
     /// The tier at this depth below memory.
-    Tier(usize),
+    Tier(u32),
     Loader,
     /// A stale entry, because the load failed.
     StandIn,

@@ -433,7 +433,7 @@ where
             let goes_on = fill.holds_lease(depth) || !fill.is_content_with(&held, now);
             if seeking != Seeking::Peek && goes_on {
                 // Everybody is served; this fill goes on and refreshes behind their backs.
-                write::show_stale(cache, &mut fill, held, Origin::Tier(depth));
+                write::show_stale(cache, &mut fill, held, Origin::Tier(depth as u32));
                 return Verdict::GoesOn(fill, otherwise);
             }
         }
@@ -499,7 +499,7 @@ async fn promote<K, V>(
         ..
     } in hits
     {
-        let origin = Origin::Tier(depth);
+        let origin = Origin::Tier(depth as u32);
         let landed = if decision == Decision::Serve {
             Landed::fresh(held.clone(), origin)
         } else {

@@ -321,9 +321,18 @@ pub enum Tiers {
 }
 
 impl Read {
+    /// The same as [`Read::new`], where a reference that outlives the call is wanted.
+    pub(crate) const PLAIN: Self = Self {
+        deadline: None,
+        max_stale: None,
+        tiers: Tiers::All,
+        after: None,
+        unheard: false,
+    };
+
     /// The way every call reads unless told otherwise.
     pub fn new() -> Self {
-        Self::default()
+        Self::PLAIN
     }
 
     /// How long this caller waits. Past it the call fails, or serves what is stale; a load that

@@ -23,6 +23,7 @@ pub(crate) enum Decision {
 }
 
 /// Decides on an entry.
+#[inline]
 pub(crate) fn decide(
     times: &Times,
     standing: Standing,

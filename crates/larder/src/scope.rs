@@ -126,6 +126,7 @@ pub(crate) async fn inherit<F: Future>(work: F) -> (F::Output, Inherited) {
 }
 
 /// Whether anybody collects what is read here.
+#[inline]
 pub(crate) fn is_open() -> bool {
     SCOPE.try_with(|_| ()).is_ok()
 }
@@ -139,6 +140,7 @@ pub(crate) async fn for_others<F: Future>(load: F) -> F::Output {
 }
 
 /// Whether what is made here goes to others.
+#[inline]
 pub(crate) fn is_for_others() -> bool {
     FOR_OTHERS.try_with(|()| ()).is_ok()
 }

@@ -166,7 +166,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     /// or before `now`.
     ///
     /// Takes a shared lock, under which `read` runs: it must be quick, and not use this table. LRU
-    /// and LFU take the exclusive lock. Allocates nothing.
+    /// and LFU take the exclusive lock before that. Allocates nothing.
     #[inline]
     pub(crate) fn get<Q, R>(
         &self,
@@ -180,8 +180,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     {
         let shard = self.shard(hash);
         if self.policy.reorders_on_read() {
-            let mut shard = sync::write(shard);
-            return shard.get_and_reorder(hash as u32, key, now).map(read);
+            sync::write(shard).reorder(hash as u32, key, now);
         }
         sync::read(shard).get(hash as u32, key, now).map(read)
     }
@@ -369,6 +368,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     }
 
     /// Shards are chosen by the upper half of the hash; the lower half is the shard's own.
+    #[inline]
     fn shard(&self, hash: u64) -> &RwLock<Shard<K, T>> {
         &self.shards[(hash >> 32) as usize & (self.shards.len() - 1)].0
     }

@@ -113,25 +113,28 @@ impl<K, T> Shard<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let slot = &self.slots[self.find(hash, key)?];
-        if slot.is_dead(now) {
-            return None;
-        }
+        // Kept from the comparison: to find the slot by its position costs a second look.
+        let mut found = None;
+        self.index.find(hash, |at| {
+            let slot = &self.slots[at];
+            let is_it = slot.hash == hash && key.equivalent(&slot.key);
+            found = is_it.then_some(slot);
+            is_it
+        })?;
+        let slot = found.filter(|slot| !slot.is_dead(now))?;
         self.order.read(slot);
         Some(&slot.value)
     }
 
-    /// The same for a policy that changes its order with every read.
-    pub(super) fn get_and_reorder<Q>(&mut self, hash: u32, key: &Q, now: Millis) -> Option<&T>
+    /// Notes that `key` is about to be read, for a policy that changes its order then.
+    pub(super) fn reorder<Q>(&mut self, hash: u32, key: &Q, now: Millis)
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let at = self.find(hash, key)?;
-        if self.slots[at].is_dead(now) {
-            return None;
+        let found = self.find(hash, key);
+        if let Some(at) = found.filter(|&at| !self.slots[at].is_dead(now)) {
+            self.order.reorder(&mut self.slots, at);
         }
-        self.order.reorder(&mut self.slots, at);
-        Some(&self.slots[at].value)
     }
 
     /// Stores `slot`, whose charge is settled, if `admit` agrees.

@@ -53,6 +53,7 @@ impl<K, T> Slot<K, T> {
         }
     }
 
+    #[inline]
     pub(super) fn dies_at(&self) -> Millis {
         self.dies_at.get()
     }
@@ -61,6 +62,7 @@ impl<K, T> Slot<K, T> {
         self.dies_at = Deadline::new(dies_at);
     }
 
+    #[inline]
     pub(super) fn is_dead(&self, now: Millis) -> bool {
         self.dies_at() <= now
     }
@@ -169,6 +171,7 @@ impl Deadline {
         Self([at as u16, (at >> 16) as u16, (at >> 32) as u16])
     }
 
+    #[inline]
     fn get(self) -> Millis {
         let [low, middle, high] = self.0.map(u64::from);
         match low | middle << 16 | high << 32 {
@@ -259,6 +262,7 @@ impl<K, T> Slab<K, T> {
 impl<K, T> Index<u32> for Slab<K, T> {
     type Output = Slot<K, T>;
 
+    #[inline]
     fn index(&self, at: u32) -> &Slot<K, T> {
         &self.chunks[at as usize / CHUNK][at as usize % CHUNK]
     }

@@ -13,7 +13,7 @@ use crate::fill::{FillGuard, Landed, Origin};
 use crate::key::{self, AsKey, CacheKey};
 use crate::loader;
 use crate::look::{Seeking, look};
-use crate::options::{Isolation, Read, Tiers};
+use crate::options::{Isolation, Tiers};
 use crate::policy::{self, Decision};
 use crate::scope;
 use crate::stats::Count;
@@ -54,7 +54,7 @@ where
 /// Refreshes an entry behind the caller's back, unless somebody does so already.
 pub(super) fn refresh<K, V, Q, F, Fut, A, E>(
     cache: &Arc<Inner<K, V>>,
-    read: Read,
+    tiers: Tiers,
     hash: u64,
     key: &Q,
     load: F,
@@ -68,12 +68,12 @@ pub(super) fn refresh<K, V, Q, F, Fut, A, E>(
     E: Into<BoxError> + Send + 'static,
 {
     let token = LeaseToken::random();
-    let Some(mut fill) = board_refresh(cache, read.tiers, hash, key, token) else {
+    let Some(mut fill) = board_refresh(cache, tiers, hash, key, token) else {
         return;
     };
     // The closure may borrow from the caller, so it is called here; its future runs in the task.
     match loader::make(|| single(load, fill.load(key.to_owned()))) {
-        Ok(future) => lead_behind(vec![fill], read.tiers, Seeking::of::<V, A>(), future),
+        Ok(future) => lead_behind(vec![fill], tiers, Seeking::of::<V, A>(), future),
         Err(error) => write::fail(vec![fill], &error),
     }
 }

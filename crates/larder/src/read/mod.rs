@@ -41,7 +41,7 @@ use crate::write;
 pub(crate) use self::probe::{Reply, Story};
 
 /// Whether what this process has heard may not be enough for a read.
-fn must_catch_up<K, V>(cache: &Inner<K, V>, read: Read) -> bool
+fn must_catch_up<K, V>(cache: &Inner<K, V>, read: &Read) -> bool
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -56,7 +56,7 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
-    let reply = match probe(cache, Read::new(), cache.memory.hash(key), key) {
+    let reply = match probe(cache, &Read::PLAIN, cache.memory.hash(key), key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => reply,
         Probe::Fetch(Reason::Suspect) => unverified_in_memory(cache, key),
         Probe::Fetch(reason) => Reply {
@@ -72,14 +72,16 @@ where
 }
 
 /// `Cache::get`: memory, then the tiers. Never loads.
-pub(crate) async fn get<K, V, Q>(cache: &Arc<Inner<K, V>>, read: Read, key: &Q) -> Result<Reply<V>>
+pub(crate) async fn get<K, V, Q>(cache: &Arc<Inner<K, V>>, read: &Read, key: &Q) -> Result<Reply<V>>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
+    let caught_up;
     let read = if must_catch_up(cache, read) {
-        caught_up(cache, read).await
+        caught_up = catch_up(cache, *read).await;
+        &caught_up
     } else {
         read
     };
@@ -93,7 +95,7 @@ where
     };
     let call = Call {
         cache,
-        read,
+        read: *read,
         hash,
         key,
         reason,
@@ -106,7 +108,7 @@ where
 /// `Cache::get_or_load`: memory, then the tiers, then the loader.
 pub(crate) async fn get_or_load<K, V, Q, F, Fut, A, E>(
     cache: &Arc<Inner<K, V>>,
-    read: Read,
+    read: &Read,
     key: &Q,
     load: F,
 ) -> Result<(A::Out, Story)>
@@ -119,8 +121,10 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
+    let caught_up;
     let read = if must_catch_up(cache, read) {
-        caught_up(cache, read).await
+        caught_up = catch_up(cache, *read).await;
+        &caught_up
     } else {
         read
     };
@@ -137,7 +141,7 @@ where
             return answer::<V, A>(reply);
         }
         Probe::Refresh(reply) => {
-            refresh(cache, read, hash, key, load);
+            refresh(cache, read.tiers, hash, key, load);
             cache.exit(&reply.story);
             return answer::<V, A>(reply);
         }
@@ -145,7 +149,7 @@ where
     };
     let call = Call {
         cache,
-        read,
+        read: *read,
         hash,
         key,
         reason,
@@ -159,7 +163,7 @@ where
 /// answer; if that takes longer than the tiers may take, memory is passed over, and so is whatever
 /// else depends on having heard. So it is for a read inside a load whose result goes to others: they
 /// would read there what was made from something that they know to be gone.
-async fn caught_up<K, V>(cache: &Inner<K, V>, read: Read) -> Read
+async fn catch_up<K, V>(cache: &Inner<K, V>, read: Read) -> Read
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -194,7 +198,7 @@ fn answer<V, A: Answer<V>>(reply: Reply<V>) -> Result<(A::Out, Story)> {
 /// not have, one load for all that is nowhere.
 pub(crate) async fn get_or_load_many<K, V, F, Fut, I, A, E>(
     cache: &Arc<Inner<K, V>>,
-    read: Read,
+    read: &Read,
     keys: &[K],
     load: F,
 ) -> Result<Vec<Option<Arc<V>>>>
@@ -207,8 +211,10 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
+    let caught_up;
     let read = if must_catch_up(cache, read) {
-        caught_up(cache, read).await
+        caught_up = catch_up(cache, *read).await;
+        &caught_up
     } else {
         read
     };
@@ -226,7 +232,7 @@ where
             Probe::Fetch(reason) => {
                 let call = Call {
                     cache,
-                    read,
+                    read: *read,
                     hash,
                     key,
                     reason,
@@ -246,7 +252,7 @@ where
         }
     }
     if !missed.is_empty() {
-        let fetched = Box::pin(fetch_many(cache, read, &missed, token, load));
+        let fetched = Box::pin(fetch_many(cache, *read, &missed, token, load));
         let fetched = match read.deadline {
             None => fetched.await,
             Some(deadline) => match within(&**cache.clock(), deadline, fetched).await {

@@ -69,7 +69,7 @@ pub(super) enum Probe<V> {
 
 /// Looks in memory. One probe under a shared lock; nothing is allocated.
 #[inline]
-pub(super) fn probe<K, V, Q>(cache: &Inner<K, V>, read: Read, hash: u64, key: &Q) -> Probe<V>
+pub(super) fn probe<K, V, Q>(cache: &Inner<K, V>, read: &Read, hash: u64, key: &Q) -> Probe<V>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -98,7 +98,7 @@ where
 
 /// What a read makes of the entry that memory holds.
 #[inline]
-fn verdict<V>(held: &Held<V>, standing: Standing, now: Millis, read: Read) -> Probe<V> {
+fn verdict<V>(held: &Held<V>, standing: Standing, now: Millis, read: &Read) -> Probe<V> {
     let reply = |state, reason| Reply {
         value: held.value.clone(),
         story: Story::of(held, Origin::Memory, state, reason),

@@ -18,7 +18,7 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    cache.is_shared() && scope::is_for_others()
+    scope::is_for_others() && cache.is_shared()
 }
 
 /// Leaves a note of a read for those who make something from it.
