@@ -123,6 +123,14 @@ impl<V> Held<V> {
         }
     }
 
+    /// Whether both are of one fill.
+    pub(crate) fn is_same_fill(&self, other: &Self) -> bool {
+        match (self.fill_id, other.fill_id) {
+            (Some(mine), Some(other)) => mine == other,
+            _ => self.times.created == other.times.created,
+        }
+    }
+
     /// The tags of the entry, without that of its cache.
     pub(crate) fn tags(&self) -> &[Arc<Tag>] {
         self.details.as_ref().map_or(&[], |details| &details.tags)
@@ -258,6 +266,11 @@ impl Times {
 }
 
 impl Lived {
+    /// Whether this is said of an entry that was filled when `held` was.
+    pub(crate) fn is_of<V>(&self, held: &Held<V>) -> bool {
+        self.created == held.times.created
+    }
+
     /// How long ago the value was filled.
     pub(crate) fn age(&self, now: Millis) -> Duration {
         Duration::from_millis(since(self.created, now))

@@ -538,6 +538,28 @@ where
         self
     }
 
+    /// See [`CacheOptions::eager_refresh`].
+    pub fn eager_refresh(mut self, share: f64) -> Self {
+        self.options.eager_refresh = Some(share);
+        self
+    }
+
+    /// See [`CacheOptions::xfetch`].
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let reports: Cache<u64, String> =
+    ///     Larder::local().cache("report").ttl("10m").xfetch(1.0).in_memory()?;
+    /// assert!(Larder::local().cache::<u64, String>("r").xfetch(-1.0).in_memory().is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn xfetch(mut self, beta: f64) -> Self {
+        self.options.xfetch = Some(beta);
+        self
+    }
+
     /// See [`CacheOptions::grace`].
     pub fn grace(mut self, grace: impl Span) -> Self {
         self.options.grace = self.span("grace", grace).unwrap_or_default();

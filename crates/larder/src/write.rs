@@ -233,10 +233,15 @@ where
             fill.land(Err(error.clone()));
             continue;
         };
-        tracing::debug!(cache = &*cache.name, error = ?error, "load failed; a stale entry stands in");
-        cache.count(Count::StoodIn, 1);
         held.times.retry_at = now.saturating_add(cache.rules.error_throttle);
         keep(&cache, &fill, held.clone());
+        if held.times.is_fresh(now) {
+            tracing::debug!(cache = &*cache.name, error = ?error, "an early refresh failed");
+            fill.land(Ok(Landed::fresh(held, Origin::Memory)));
+            continue;
+        }
+        tracing::debug!(cache = &*cache.name, error = ?error, "load failed; a stale entry stands in");
+        cache.count(Count::StoodIn, 1);
         fill.land(Ok(Landed::stale(held, Origin::StandIn)));
     }
 }
