@@ -104,6 +104,19 @@ impl<V> Clone for Held<V> {
 }
 
 impl<V> Held<V> {
+    /// A value that is no entry: nobody loaded it, and nobody keeps it.
+    pub(crate) fn of_nothing(value: V) -> Self {
+        Self {
+            value: Some(Arc::new(value)),
+            times: Times::default(),
+            stamp: AtomicU64::new(u64::MAX),
+            load_ms: 0,
+            encoded_len: 0,
+            fill_id: None,
+            details: None,
+        }
+    }
+
     pub(crate) fn stamp(&self) -> u64 {
         // Whoever reads a stamp too old looks at the entry once more.
         self.stamp.load(Relaxed)

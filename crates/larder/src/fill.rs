@@ -106,6 +106,14 @@ impl<V> Landed<V> {
         }
     }
 
+    /// What stands in where a load failed and there is nothing stale.
+    pub(crate) fn default_of(held: Held<V>) -> Self {
+        Self {
+            origin: Origin::StandIn,
+            ..Self::fenced(held)
+        }
+    }
+
     /// Whether a caller that accepts so much staleness may be served with it.
     pub(crate) fn is_usable(&self, now: Millis, max_stale: Option<Duration>) -> bool {
         let stale = self.held.as_ref().filter(|_| self.state == State::Stale);

@@ -447,6 +447,10 @@ where
         }
         Decision::Forget => return Verdict::GoesOn(fill, otherwise),
         _ => {
+            if cache.rules.soft_deadline.is_some() {
+                // Callers that wait no longer are served from memory.
+                write::keep(cache, &fill, held.clone());
+            }
             fill.saw_stale(held);
             return Verdict::GoesOn(fill, otherwise);
         }

@@ -110,6 +110,11 @@ pub struct CacheOptions {
     /// How long a load may take. Past it the load no longer counts. Default 30 s.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
     pub load_deadline: Duration,
+    /// How long a caller waits for a load where a stale entry may stand in: past that it is served,
+    /// and the load goes on. Stale entries are kept for `grace` and `stale_on_error`. Default: until
+    /// the load has failed.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
+    pub soft_deadline: Option<Duration>,
     /// How many loads of this cache run at once; more wait. Default 256.
     pub load_concurrency: usize,
     /// How many loads may wait for their turn; more fail as overloaded. Default 10,000.
@@ -147,6 +152,7 @@ impl Default for CacheOptions {
             capacity_bytes: None,
             policy: Policy::default(),
             load_deadline: Duration::from_secs(30),
+            soft_deadline: None,
             load_concurrency: 256,
             load_queue: 10_000,
             lease: None,
@@ -220,6 +226,7 @@ impl CacheOptions {
             negative_ttl: lifetime(self.negative_ttl),
             memory_ttl: self.memory_ttl.map(lifetime),
             load_deadline: self.load_deadline,
+            soft_deadline: self.soft_deadline,
             lease,
             isolation: self.isolation,
             lease_wait: lifetime(self.lease_wait),
@@ -241,6 +248,7 @@ pub(crate) struct Rules {
     pub negative_ttl: Millis,
     pub memory_ttl: Option<Millis>,
     pub load_deadline: Duration,
+    pub soft_deadline: Option<Duration>,
     pub lease: Duration,
     pub isolation: Isolation,
     pub lease_wait: Millis,

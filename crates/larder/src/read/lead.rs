@@ -16,7 +16,7 @@ use crate::loader;
 use crate::look::{Seeking, look};
 use crate::options::{Isolation, Tiers};
 use crate::policy::{self, Decision};
-use crate::scope;
+use crate::scope::{self, Loading};
 use crate::stats::Count;
 use crate::store::LeaseToken;
 use crate::tasks::TaskKind;
@@ -76,12 +76,29 @@ pub(super) fn refresh<K, V, Q, F, Fut, A, E>(
     E: Into<BoxError> + Send + 'static,
 {
     let token = LeaseToken::random();
-    let Some(mut fill) = board_refresh(cache, tiers, hash, key, seen, token) else {
-        return;
-    };
+    if let Some(fill) = board_refresh(cache, tiers, hash, key, seen, token) {
+        lead_apart(fill, tiers, Seeking::of::<V, A>(), load, key.to_owned());
+    }
+}
+
+/// Leads a fill in a task of its own, for a caller that may leave at any time.
+pub(super) fn lead_apart<K, V, F, Fut, A, E>(
+    mut fill: FillGuard<K, V>,
+    tiers: Tiers,
+    seeking: Seeking,
+    load: F,
+    key: K,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    F: FnOnce(Load<K, V>) -> Fut,
+    Fut: Future<Output = Result<A, E>> + Send + 'static,
+    A: Answer<V>,
+    E: Into<BoxError> + Send + 'static,
+{
     // The closure may borrow from the caller, so it is called here; its future runs in the task.
-    match loader::make(|| single(load, fill.load(key.to_owned()))) {
-        Ok(future) => lead_behind(vec![fill], tiers, Seeking::of::<V, A>(), future),
+    match loader::make(|| single(load, fill.load(key))) {
+        Ok(future) => lead_behind(vec![fill], tiers, seeking, future),
         Err(error) => write::fail(vec![fill], &error),
     }
 }
@@ -117,6 +134,8 @@ pub(super) async fn lead<K, V, Fut>(
 {
     let Some(first) = fills.first() else { return };
     let cache = Arc::clone(first.cache());
+    let keys = fills.iter().map(|fill| fill.store_key().clone());
+    let loading = Loading::here(&cache.name, keys.collect());
     let mut budget = Budget::new(cache.shared.tier_budget);
     let mut fills = look_above(&cache, fills, tiers, seeking);
     if tiers != Tiers::Memory {
@@ -129,7 +148,10 @@ pub(super) async fn lead<K, V, Fut>(
     match loader::make(|| load(&mut fills)) {
         Ok(future) => {
             let tasks = Arc::clone(&cache.shared.tasks);
-            tasks.spawn(TaskKind::Work, conduct(cache, fills, future, budget));
+            tasks.spawn(
+                TaskKind::Work,
+                conduct(cache, fills, loading.run(future), budget),
+            );
         }
         Err(error) => {
             write::give_back(&cache, fills.iter_mut().collect(), &mut budget).await;
