@@ -549,6 +549,12 @@ impl Add for Counters {
 
 #[cfg(test)]
 impl<K, T> Shard<K, T> {
+    /// Bytes that it has from the allocator: for slots, for the index, and for what the order
+    /// remembers.
+    pub(super) fn heap(&self) -> [usize; 3] {
+        [self.slots.heap(), self.index.heap(), self.order.heap()]
+    }
+
     /// Compares every part with every other and panics where they disagree.
     pub(super) fn check(&self) {
         let charges: u64 = self.slots.iter().map(|slot| u64::from(slot.charge)).sum();

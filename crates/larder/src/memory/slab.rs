@@ -241,6 +241,13 @@ impl<K, T> Slab<K, T> {
         self.chunks.iter().flatten()
     }
 
+    /// Bytes that it has from the allocator.
+    #[cfg(test)]
+    pub(super) fn heap(&self) -> usize {
+        let slots: usize = self.chunks.iter().map(Vec::capacity).sum();
+        slots * size_of::<Slot<K, T>>() + self.chunks.capacity() * size_of::<Vec<Slot<K, T>>>()
+    }
+
     #[expect(
         clippy::expect_used,
         reason = "callers hold the index of a slot, so there is a last one, and it lies in the \

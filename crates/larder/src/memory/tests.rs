@@ -517,6 +517,62 @@ fn keys_of_one_hash_are_kept_apart() {
     table.check();
 }
 
+/// What a table takes for each entry beyond key and value: in its shards themselves, and from the
+/// allocator for slots, index and ghosts.
+fn taken_per_entry(table: &Memory<u64, u64>) -> [f64; 4] {
+    let mut taken = [size_of_val(&*table.shards), 0, 0, 0];
+    for Locked(shard) in &table.shards {
+        let heap = sync::read(shard).heap();
+        (0..3).for_each(|part| taken[part + 1] += heap[part]);
+    }
+    let entries = table.len();
+    taken[1] -= entries as usize * size_of::<(u64, u64)>();
+    taken.map(|bytes| bytes as f64 / entries as f64)
+}
+
+/// What an entry is charged with beyond its key, its value and its weight.
+const CHARGED: f64 = (24 + INDEX_BYTES + GHOST_BYTES) as f64;
+
+/// Whatever the size, full or not, and when everything was replaced many times, with all the ghosts
+/// that there can be.
+#[test]
+fn an_entry_takes_no_more_than_it_is_charged_with() {
+    for bound in [10_000, 33_000, 68_000, 100_000, 230_000] {
+        let table = Memory::with_shards(Bound::Entries(bound), Policy::Adaptive, 4);
+        let mut range = (f64::MAX, 0.0_f64);
+        for key in 0..bound * 5 {
+            table.put(key, key, FOREVER, 0);
+            if table.len() > 4_000 && key % (bound / 10) == 0 {
+                let taken = taken_per_entry(&table);
+                let all = taken.iter().sum();
+                assert!(all <= CHARGED, "{all:.1} of {taken:.1?} at {}", table.len());
+                range = (range.0.min(all), range.1.max(all));
+            }
+        }
+        let taken = taken_per_entry(&table);
+        let (least, most) = range;
+        println!("{bound}: {least:.1} to {most:.1} bytes; at last {taken:.1?}");
+    }
+}
+
+/// The number of entries drifts with what they weigh, and the ghosts follow it late.
+#[test]
+fn an_entry_of_any_weight_takes_no_more_than_it_is_charged_with() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let table = Memory::with_shards(Bound::Bytes(4 << 20), Policy::Adaptive, 2);
+    for key in 0..400_000 {
+        let most = [1, 40, 300, 90][key as usize / 100_000];
+        table.put(key, key, weighing(random.u32(0..most)), 0);
+        if key % 10_000 == 9_999 {
+            let taken = taken_per_entry(&table);
+            let all: f64 = taken.iter().sum();
+            assert!(all <= CHARGED, "{all:.1} of {taken:.1?} at {}", table.len());
+        }
+    }
+}
+
 /// A key whose comparison panics on demand.
 #[derive(Debug)]
 struct Moody(u64, Arc<AtomicBool>);

@@ -132,6 +132,14 @@ impl Order {
 
 #[cfg(test)]
 impl Order {
+    /// Bytes that it has from the allocator.
+    pub(super) fn heap(&self) -> usize {
+        match self {
+            Self::Adaptive(order) => order.heap(),
+            Self::Classic(order) => order.heap(),
+        }
+    }
+
     /// Compares queues and slots, and returns how many entries are linked.
     pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
         match self {
