@@ -87,6 +87,12 @@ impl Index {
         (hash >> 14) as usize & (self.parts.len() - 1)
     }
 
+    /// The slots in each part. How many parts there are never changes, and neither does the part
+    /// that a hash belongs to.
+    pub(super) fn parts(&self) -> impl Iterator<Item = impl ExactSizeIterator<Item = u32>> {
+        self.parts.iter().map(|part| part.iter().copied())
+    }
+
     /// Forgets everything and gives the memory back.
     pub(super) fn clear(&mut self) {
         self.parts.fill_with(HashTable::new);

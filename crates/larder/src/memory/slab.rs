@@ -77,6 +77,9 @@ impl<K, T> Slot<K, T> {
         }
     }
 
+    /// The highest mark.
+    pub(super) const MARK_MAX: u8 = Life::MARK as u8;
+
     /// How often it was read of late.
     pub(super) fn mark(&self) -> u8 {
         (self.life.get() & Life::MARK) as u8
@@ -139,7 +142,7 @@ impl Life {
     }
 
     fn set(&mut self, life: u16) {
-        *self.0.get_mut() = life;
+        self.0.store(life, Ordering::Relaxed);
     }
 
     fn number(number: u8) -> u16 {

@@ -271,6 +271,78 @@ fn every_entry_is_drawn_by_as_many_numbers_as_any_other() {
     }
 }
 
+/// Between any two batches of a walk others store, remove, replace and expire; what the walk shows is
+/// compared with what was there all the time.
+#[test]
+fn a_walk_sees_once_what_stays_and_nothing_twice() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(64 << 20), Policy::Adaptive, 2);
+    const STAYING: u64 = 40_000;
+    for key in 0..2 * STAYING {
+        table.put(key, 0, FOREVER, 0);
+    }
+    let (mut walk, mut seen, mut batches) = (Walk::default(), HashMap::new(), 0);
+    let mut goes_on = true;
+    while goes_on {
+        let before = seen.len();
+        goes_on = table.walk(&mut walk, |entry| {
+            assert!(seen.insert(*entry.key, *entry.value).is_none(), "{seed}");
+        });
+        batches += 1;
+        // 1,792 keys on average fill a part; this is 6 standard deviations more.
+        assert!(
+            seen.len() - before < 2_050,
+            "{} at once",
+            seen.len() - before
+        );
+        for _ in 0..400 {
+            let going = STAYING + random.u64(0..STAYING);
+            table.remove(table.hash(&going), &going);
+            // A heavier value goes to another slot than the one that it replaces.
+            table.put(random.u64(0..STAYING), 1, weighing(random.u32(0..300)), 0);
+            table.put(2 * STAYING + random.u64(0..STAYING), 2, FOREVER, 0);
+        }
+    }
+    assert!((0..STAYING).all(|key| seen.contains_key(&key)), "{seed}");
+    assert!(batches > 40 && seen.values().any(|value| *value == 2));
+    assert!(!table.walk(&mut walk, |_| unreachable!("it is over")));
+    assert_eq!(table.counters().evicted, 0);
+    table.check();
+}
+
+#[test]
+fn a_walk_over_little_takes_a_lock_for_each_shard() {
+    let table = Memory::<u64, u64>::with_shards(Bound::Entries(1 << 24), Policy::Adaptive, 4);
+    for key in 0..100 {
+        table.put(key, key, FOREVER, 0);
+    }
+    let (mut walk, mut seen, mut batches) = (Walk::default(), 0, 1);
+    while table.walk(&mut walk, |_| seen += 1) {
+        batches += 1;
+    }
+    assert_eq!((seen, batches), (100, 4));
+}
+
+#[test]
+fn a_walk_tells_how_much_is_read() {
+    let heats = |policy| {
+        let table = Memory::<u64, u64>::with_shards(Bound::Entries(100), policy, 1);
+        for key in 0..3 {
+            table.put(key, key, FOREVER, 0);
+            (0..key * 2).for_each(|_| _ = table.look(&key, 0));
+        }
+        let mut heats = [0; 3];
+        let mut walk = Walk::default();
+        while table.walk(&mut walk, |seen| heats[*seen.key as usize] = seen.heat) {}
+        heats
+    };
+    assert_eq!(heats(Policy::Adaptive), [0, 2, 3]);
+    assert_eq!(heats(Policy::Lfu), [0, 2, 4]);
+    assert_eq!(heats(Policy::Lru), [0, 0, 0]);
+}
+
 proptest! {
     #[test]
     fn it_follows_the_model_in_entries(

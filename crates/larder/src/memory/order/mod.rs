@@ -15,7 +15,7 @@ mod queue;
 
 use self::adaptive::Adaptive;
 use self::classic::Classic;
-use super::slab::{Slab, Slot};
+use super::slab::{Slab, Slot, Stand};
 use crate::clock::Millis;
 use crate::options::Policy;
 
@@ -114,6 +114,18 @@ impl Order {
         match self {
             Self::Adaptive(order) => order.reweigh(slot, charge),
             Self::Classic(order) => order.reweigh(slot, charge),
+        }
+    }
+
+    /// How much the policy thinks of an entry: more is more. Zero where it does not look at reads,
+    /// and where it keeps them in order and in nothing that an entry knows.
+    pub(super) fn heat<K, T>(&self, slot: &Slot<K, T>) -> u8 {
+        match self {
+            Self::Adaptive(_) => match slot.stand() {
+                Stand::Small => slot.mark(),
+                Stand::Main => slot.mark() + Slot::<K, T>::MARK_MAX + 1,
+            },
+            Self::Classic(_) => slot.reads(),
         }
     }
 
