@@ -15,6 +15,8 @@
 //! evicting what its own weight displaces: it looks at a few slots for expired entries, and no
 //! hash table or array that it may have to grow is large. No operation holds two locks.
 
+#[cfg(all(test, not(shuttle)))]
+mod hostile_tests;
 mod index;
 mod order;
 #[cfg(all(test, shuttle))]

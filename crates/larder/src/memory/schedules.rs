@@ -65,6 +65,13 @@ impl Watched {
         self.check();
     }
 
+    /// Removes a key whose value, if it was not evicted, is this one.
+    fn remove(&self, key: u64, value: u64) {
+        let removed = self.table.remove(hash(key), &key);
+        assert!(removed.is_none_or(|removed| removed == value), "its own");
+        self.check();
+    }
+
     fn get(&self, key: u64) -> Option<u64> {
         self.table.get(hash(key), &key, 0, |value| *value)
     }
@@ -161,7 +168,7 @@ fn removed() {
         thread::spawn(move || {
             for value in 1..=3 {
                 watched.insert(7, value, Millis::MAX, 0);
-                watched.table.remove(hash(7), &7);
+                watched.remove(7, value);
                 gone.store(value, SeqCst);
             }
         })
@@ -172,8 +179,8 @@ fn removed() {
             for key in 0..3 {
                 watched.insert(key, 100 + key, Millis::MAX, 0);
                 assert!(watched.get(key).is_none_or(|value| value == 100 + key));
+                watched.remove(key, 100 + key);
             }
-            watched.table.remove(hash(1), &1);
         })
     };
     let reader = {
