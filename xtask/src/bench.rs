@@ -15,6 +15,7 @@ pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<String, String>
         (what.read_path, "read-path", Needs::Servers),
         (what.coherence, "coherence", Needs::Servers),
         (what.coherence, "beside-amalgam", Needs::Servers),
+        (what.stampede, "stampede", Needs::Nothing),
     ];
     for (report, program, needs) in programs {
         let Some(report) = report else { continue };

@@ -20,6 +20,7 @@ cargo xtask <command>
                         tiers, and beside a bare GET
   bench coherence       invalidations, tags, the bus and round trips on a real server; and larder
                         beside amalgam-cache. Takes some minutes
+  bench stampede        many callers of one key at once, and XFetch
   bench hitratio DIR    larder's policies beside their rivals on the traces in DIR (NAME.txt.zst, a
                         key on each line); only where it is asked for
         --write         of these: also write the figures to their sections of docs/benchmarks.md
@@ -29,7 +30,14 @@ cargo xtask <command>
 ";
 
 const COMMANDS: [&str; 4] = ["provision", "test", "bench", "help"];
-const BENCHES: [&str; 5] = ["memory", "read-path", "coherence", "hitratio", "budgets"];
+const BENCHES: [&str; 6] = [
+    "memory",
+    "read-path",
+    "coherence",
+    "stampede",
+    "hitratio",
+    "budgets",
+];
 
 /// A command line, checked.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,6 +64,8 @@ pub(crate) struct Bench {
     pub(crate) read_path: Option<Report>,
     /// Coherence, alone and beside a rival.
     pub(crate) coherence: Option<Report>,
+    /// Many callers of one key.
+    pub(crate) stampede: Option<Report>,
     /// Hit ratios on the traces in a folder.
     pub(crate) hitratio: Option<(Report, PathBuf)>,
     /// The build budgets.
@@ -128,6 +138,7 @@ impl Bench {
             memory: wanted("memory").then_some(Report::Print),
             read_path: wanted("read-path").then_some(Report::Print),
             coherence: wanted("coherence").then_some(Report::Print),
+            stampede: wanted("stampede").then_some(Report::Print),
             hitratio: None,
             budgets: wanted("budgets").then_some(Depth::Library),
         };
@@ -147,13 +158,19 @@ impl Bench {
             memory: None,
             read_path: None,
             coherence: None,
+            stampede: None,
             hitratio: Some((report, folder.into())),
             budgets: None,
         })
     }
 
     fn accept(&mut self, option: &str) -> Result<(), String> {
-        let reports = [&mut self.memory, &mut self.read_path, &mut self.coherence];
+        let reports = [
+            &mut self.memory,
+            &mut self.read_path,
+            &mut self.coherence,
+            &mut self.stampede,
+        ];
         let reports = reports.into_iter().flatten();
         let accepted = match (option, &mut self.budgets) {
             ("--write", _) => reports.map(|report| *report = Report::Write).count() > 0,
@@ -207,7 +224,7 @@ mod tests {
     #[test]
     fn an_unknown_command_is_answered_with_the_nearest_one_and_all_there_are() {
         let commands = "provision, test, bench, help";
-        let benches = "memory, read-path, coherence, hitratio, budgets";
+        let benches = "memory, read-path, coherence, stampede, hitratio, budgets";
         assert_eq!(
             parse("tset"),
             Err(format!(
@@ -245,30 +262,32 @@ mod tests {
 
     #[test]
     fn an_option_is_refused_where_it_would_do_nothing() {
-        let bench = |[memory, read_path, coherence]: [_; 3], budgets| {
+        let bench = |[memory, read_path, coherence, stampede]: [_; 4], budgets| {
             Ok(Command::Bench(Bench {
                 memory,
                 read_path,
                 coherence,
+                stampede,
                 hitratio: None,
                 budgets,
             }))
         };
         let (print, write) = (Some(Report::Print), Some(Report::Write));
         let library = Some(Depth::Library);
-        assert_eq!(parse("bench"), bench([print; 3], library));
-        assert_eq!(parse("bench --write"), bench([write; 3], library));
+        assert_eq!(parse("bench"), bench([print; 4], library));
+        assert_eq!(parse("bench --write"), bench([write; 4], library));
         let only = |which: usize, report| {
-            let mut reports = [None; 3];
+            let mut reports = [None; 4];
             reports[which] = report;
             bench(reports, None)
         };
         assert_eq!(parse("bench memory --write"), only(0, write));
         assert_eq!(parse("bench read-path --write"), only(1, write));
         assert_eq!(parse("bench coherence"), only(2, print));
+        assert_eq!(parse("bench stampede"), only(3, print));
         assert_eq!(
             parse("bench budgets --demo"),
-            bench([None; 3], Some(Depth::Demo))
+            bench([None; 4], Some(Depth::Demo))
         );
         assert!(parse("bench budgets --write").is_err());
         assert!(
