@@ -337,7 +337,7 @@ where
     ///
     /// Entries are taken a batch at a time, each under the shared lock of a part of the table, and given out
     /// when that is free again; so it takes memory for one batch, and neither readers nor writers
-    /// wait for long. A batch is 512 entries, or about 1,800 where the table has many for each
+    /// wait for long. A batch is 512 entries, or about 1,400 where the table has many for each
     /// processor. It is no picture of one moment: an entry is what it was when its batch was taken.
     /// A key that is there from the beginning to the end is seen exactly once, and any other at most
     /// once.
