@@ -41,8 +41,11 @@ impl Effort {
     }
 }
 
+/// Measures one part.
+type Part = fn(Effort) -> Result<Vec<Row>>;
+
 /// What is measured, by name.
-const PARTS: [(&str, fn(Effort) -> Result<Vec<Row>>); 3] = [
+const PARTS: [(&str, Part); 3] = [
     ("speed", speed::rows),
     ("scale", scale::rows),
     ("pauses", pauses::rows),
