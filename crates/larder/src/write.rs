@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
 use crate::courier::{Errand, Receipt};
-use crate::entry::{Details, Held, Times};
+use crate::entry::{Details, FillId, Held, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
 use crate::epoch::Moment;
 use crate::error::{Error, Result};
@@ -463,7 +463,7 @@ where
         stamp: AtomicU64::new(began.stamp),
         load_ms: u32::try_from(load_ms).unwrap_or(u32::MAX),
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
-        fill_id: sealed.is_some().then_some(label.fill_id),
+        fill_id: sealed.is_some().then(|| FillId::of(&label.fill_id)),
         details: Details::of(label, tags),
     };
     Ok(Entry {
