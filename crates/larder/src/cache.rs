@@ -13,6 +13,7 @@ use crate::answer::{Answer, Load, Loaded};
 use crate::clock::{Clock, Millis};
 use crate::codec::ValueCodec;
 use crate::courier::Receipt;
+use crate::entries::Entries;
 use crate::entry::{Details, Held, Times};
 use crate::envelope::{self, Expect, Header, Rejected};
 use crate::epoch::Moment;
@@ -328,6 +329,37 @@ where
         self.inner
             .memory
             .sweep(self.inner.clock().monotonic(), at_most)
+    }
+
+    /// What this cache holds in memory, in no order: the values that
+    /// [`get_in_memory`](Self::get_in_memory) would give, and no absences. Seeing an entry is no read
+    /// of it.
+    ///
+    /// Entries are taken a batch at a time, each under the shared lock of a part of the table, and given out
+    /// when that is free again; so it takes memory for one batch, and neither readers nor writers
+    /// wait for long. A batch is 512 entries, or about 1,800 where the table has many for each
+    /// processor. It is no picture of one moment: an entry is what it was when its batch was taken.
+    /// A key that is there from the beginning to the end is seen exactly once, and any other at most
+    /// once.
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let rates: Cache<String, f64> = Larder::local().cache("rates").in_memory()?;
+    /// rates.set_in_memory("EUR".to_owned(), 1.08)?;
+    /// rates.set_in_memory("JPY".to_owned(), 0.0067)?;
+    /// for _ in 0..3 {
+    ///     rates.get_in_memory("JPY");
+    /// }
+    /// let mut entries: Vec<_> = rates.entries().collect();
+    /// entries.sort_by_key(|entry| std::cmp::Reverse(entry.heat));
+    /// assert_eq!(entries[0].key, "JPY");
+    /// assert_eq!(*entries[1].value, 1.08);
+    /// # Ok(()) }
+    /// ```
+    pub fn entries(&self) -> Entries<K, V> {
+        Entries::new(Arc::clone(&self.inner))
     }
 
     /// Makes the bound of this cache's memory `bound`, in the unit that it was built with (entries

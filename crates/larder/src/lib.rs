@@ -36,6 +36,8 @@
 //! `sampler` how often the cache is wrong. [`store`] is what a tier must be able to do,
 //! [`envelope`] how an entry looks there, [`key`] how a key does, [`clock`] where time comes from.
 
+#![forbid(unsafe_code)]
+
 pub mod backplane;
 pub mod clock;
 pub mod envelope;
@@ -48,6 +50,7 @@ mod cache;
 mod codec;
 mod confirm;
 mod courier;
+mod entries;
 mod entry;
 mod epoch;
 mod error;
@@ -87,6 +90,7 @@ pub use cache::{Cache, Reader};
 pub use clock::Clock;
 pub use codec::Codec;
 pub use courier::{Receipt, Token};
+pub use entries::{Entries, Entry};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::fence::Standing;
 use crate::invalidation::Why;
 use crate::key::{self, CacheKey};
+use crate::memory::Walk;
 use crate::options::CacheOptions;
 use crate::stats::{CacheStats, Count};
 use crate::write;
@@ -173,12 +174,14 @@ where
     }
 
     fn keys(&self, at_most: usize) -> Vec<Bytes> {
-        let mut keys = Vec::new();
-        self.memory.for_each(|key, _| {
-            if keys.len() < at_most {
-                keys.extend(key::encode(b"", key));
-            }
-        });
+        let (mut keys, mut walk) = (Vec::new(), Walk::default());
+        let mut goes_on = true;
+        while goes_on && keys.len() < at_most {
+            goes_on = self
+                .memory
+                .walk(&mut walk, |seen| keys.extend(key::encode(b"", seen.key)));
+        }
+        keys.truncate(at_most);
         keys
     }
 }

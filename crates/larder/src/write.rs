@@ -39,7 +39,7 @@ use crate::fill::{FillGuard, Landed, Origin};
 use crate::glob::Glob;
 use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
-use crate::memory::{Inserted, Placement};
+use crate::memory::{Inserted, Placement, Walk};
 use crate::options::NO_TTL_ON_SERVER;
 use crate::policy::{self, Decision, Lifetimes};
 use crate::progress::Watcher;
@@ -797,21 +797,26 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     }
 
     /// Drops every entry whose encoded key `condemned` picks, and fences off all fills under way.
+    ///
+    /// An entry that is there now is met by the walk; what is stored meanwhile is newer than this.
     pub(crate) fn forget_matching(&self, condemned: &dyn Fn(&[u8]) -> bool) -> u64 {
         self.fence.bump_all();
-        let mut gone = Vec::new();
-        self.memory.for_each(|key, _| {
-            if key::encode(b"", key).is_ok_and(|key| condemned(&key)) {
-                gone.push(key.clone());
+        let (mut gone, mut walk, mut batch) = (0, Walk::default(), Vec::new());
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = self.memory.walk(&mut walk, |seen| {
+                let logical = key::encode(b"", seen.key);
+                let condemned = logical.ok().filter(|logical| condemned(logical));
+                batch.extend(condemned.map(|logical| (seen.key.clone(), logical)));
+            });
+            gone += batch.len() as u64;
+            for (key, logical) in batch.drain(..) {
+                self.forget_key(&key, &logical, Why::Invalidated);
             }
-        });
-        for key in &gone {
-            let logical = key::encode(b"", key).unwrap_or_default();
-            self.forget_key(key, &logical, Why::Invalidated);
         }
         self.shared.tags.invalidate_keys(&self.name, condemned);
         self.fence.bump_all();
-        gone.len() as u64
+        gone
     }
 }
 

@@ -97,8 +97,21 @@ impl<K, T> Shard<K, T> {
         self.counters
     }
 
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Slot<K, T>> {
         self.slots.iter()
+    }
+
+    /// The entries by the parts of the index. A key stays in its part for as long as the shard
+    /// lasts.
+    pub(super) fn parts(&self) -> impl Iterator<Item = impl ExactSizeIterator<Item = &Slot<K, T>>> {
+        let parts = self.index.parts();
+        parts.map(|part| part.map(|at| &self.slots[at]))
+    }
+
+    /// How much the policy thinks of an entry.
+    pub(super) fn heat(&self, slot: &Slot<K, T>) -> u8 {
+        self.order.heat(slot)
     }
 
     /// One of the slots, which change their places as others come and go.
@@ -552,6 +565,12 @@ impl Add for Counters {
 
 #[cfg(test)]
 impl<K, T> Shard<K, T> {
+    /// Bytes that it has from the allocator: for slots, for the index, and for what the order
+    /// remembers.
+    pub(super) fn heap(&self) -> [usize; 3] {
+        [self.slots.heap(), self.index.heap(), self.order.heap()]
+    }
+
     /// Compares every part with every other and panics where they disagree.
     pub(super) fn check(&self) {
         let charges: u64 = self.slots.iter().map(|slot| u64::from(slot.charge)).sum();

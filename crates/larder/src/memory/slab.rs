@@ -79,6 +79,9 @@ impl<K, T> Slot<K, T> {
         }
     }
 
+    /// The highest mark.
+    pub(super) const MARK_MAX: u8 = Life::MARK as u8;
+
     /// How often it was read of late.
     pub(super) fn mark(&self) -> u8 {
         (self.life.get() & Life::MARK) as u8
@@ -141,7 +144,7 @@ impl Life {
     }
 
     fn set(&mut self, life: u16) {
-        *self.0.get_mut() = life;
+        self.0.store(life, Ordering::Relaxed);
     }
 
     fn number(number: u8) -> u16 {
@@ -242,6 +245,13 @@ impl<K, T> Slab<K, T> {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Slot<K, T>> {
         self.chunks.iter().flatten()
+    }
+
+    /// Bytes that it has from the allocator.
+    #[cfg(test)]
+    pub(super) fn heap(&self) -> usize {
+        let slots: usize = self.chunks.iter().map(Vec::capacity).sum();
+        slots * size_of::<Slot<K, T>>() + self.chunks.capacity() * size_of::<Vec<Slot<K, T>>>()
     }
 
     #[expect(

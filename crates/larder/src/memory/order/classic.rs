@@ -95,6 +95,11 @@ impl Classic {
 
 #[cfg(test)]
 impl Classic {
+    /// Bytes that it has from the allocator.
+    pub(super) fn heap(&self) -> usize {
+        self.queues.capacity() * size_of::<Queue>()
+    }
+
     pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
         let mut seen = 0;
         for (reads, queue) in self.queues.iter().enumerate() {
