@@ -9,8 +9,9 @@ cargo xtask <command>
   provision             install what the tests need (Debian and Ubuntu packages, as root or by
                         sudo; cargo-deny from crates.io into target/tools)
   test [NAME]...        provision, then format, lints, documentation, dependencies, layers,
-                        budgets, unit and integration tests, doc tests, and the benchmarks'
-                        own lints and tests. With NAME: only tests whose names contain it
+                        budgets, unit and integration tests, doc tests, schedules, memory under
+                        valgrind, and the benchmarks' own lints and tests. With NAME: only tests
+                        whose names contain it
   bench                 all of the following
   bench read-path       larder beside hand-written moka + redis-rs, and beside a bare GET
   bench coherence       invalidations, tags, the bus and round trips on a real server; and larder

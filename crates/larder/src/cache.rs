@@ -504,6 +504,9 @@ pub(crate) type Groups<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 /// How heavy an entry is, as the user's function says.
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 
+/// What stands in for a value that could not be loaded, as the user's function says.
+pub(crate) type Fallback<K, V> = Box<dyn Fn(&K) -> V + Send + Sync>;
+
 /// Is told which value left memory, and why.
 pub(crate) type RemovalListener<K, V> = Box<dyn Fn(&K, &Arc<V>, RemovalCause) + Send + Sync>;
 
@@ -552,6 +555,7 @@ pub(crate) struct Inner<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     pub(crate) tiers: Box<[Arc<Tier>]>,
     pub(crate) codec: Option<ValueCodec<V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) fallback: Option<Fallback<K, V>>,
     pub(crate) groups: Option<Groups<K>>,
     /// When the tiers have to be told again that this schema version is in use.
     pub(crate) enlist_at: AtomicU64,

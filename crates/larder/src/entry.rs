@@ -104,6 +104,19 @@ impl<V> Clone for Held<V> {
 }
 
 impl<V> Held<V> {
+    /// A value that is no entry: nobody loaded it, and nobody keeps it.
+    pub(crate) fn of_nothing(value: V) -> Self {
+        Self {
+            value: Some(Arc::new(value)),
+            times: Times::default(),
+            stamp: AtomicU64::new(u64::MAX),
+            load_ms: 0,
+            encoded_len: 0,
+            fill_id: None,
+            details: None,
+        }
+    }
+
     pub(crate) fn stamp(&self) -> u64 {
         // Whoever reads a stamp too old looks at the entry once more.
         self.stamp.load(Relaxed)
@@ -120,6 +133,14 @@ impl<V> Held<V> {
             created: self.times.created,
             fresh_until: self.times.fresh_until,
             load_ms: self.load_ms,
+        }
+    }
+
+    /// Whether both are of one fill.
+    pub(crate) fn is_same_fill(&self, other: &Self) -> bool {
+        match (self.fill_id, other.fill_id) {
+            (Some(mine), Some(other)) => mine == other,
+            _ => self.times.created == other.times.created,
         }
     }
 
@@ -258,6 +279,11 @@ impl Times {
 }
 
 impl Lived {
+    /// Whether this is said of an entry that was filled when `held` was.
+    pub(crate) fn is_of<V>(&self, held: &Held<V>) -> bool {
+        self.created == held.times.created
+    }
+
     /// How long ago the value was filled.
     pub(crate) fn age(&self, now: Millis) -> Duration {
         Duration::from_millis(since(self.created, now))

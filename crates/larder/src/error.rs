@@ -39,6 +39,8 @@ pub enum ErrorKind {
     LoadPanicked,
     /// Too many loads are running and waiting in this cache.
     Overloaded,
+    /// A loader asked for the very key that it was loading, and would have waited for itself.
+    Reentered,
     /// The key is empty or too long. Nothing was read or stored.
     Key,
     /// The cache or the larder was configured wrongly.
@@ -96,6 +98,17 @@ impl Error {
         Self::config(
             "there is no tokio runtime here to load in; outside one, use get_in_memory and \
              set_in_memory",
+        )
+    }
+
+    /// A loader asks for what it is loading.
+    pub(crate) fn reentered(cache: &str) -> Self {
+        Self::new(
+            ErrorKind::Reentered,
+            format!(
+                "a loader of cache `{cache}` asks for the key that it is loading; read the source \
+                 there, or another key"
+            ),
         )
     }
 

@@ -36,6 +36,8 @@
 //! `sampler` how often the cache is wrong. [`store`] is what a tier must be able to do,
 //! [`envelope`] how an entry looks there, [`key`] how a key does, [`clock`] where time comes from.
 
+#![forbid(unsafe_code)]
+
 pub mod backplane;
 pub mod clock;
 pub mod envelope;

@@ -18,6 +18,7 @@
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -238,15 +239,33 @@ where
             .filter(|_| cache.fence.holds(fill.mark()))
             .cloned();
         let Some(mut held) = stand_in else {
-            fill.land(Err(error.clone()));
+            let landing = default(&cache, &fill).ok_or_else(|| error.clone());
+            fill.land(landing);
             continue;
         };
-        tracing::debug!(cache = &*cache.name, error = ?error, "load failed; a stale entry stands in");
-        cache.count(Count::StoodIn, 1);
         held.times.retry_at = now.saturating_add(cache.rules.error_throttle);
         keep(&cache, &fill, held.clone());
+        if held.times.is_fresh(now) {
+            tracing::debug!(cache = &*cache.name, error = ?error, "an early refresh failed");
+            fill.land(Ok(Landed::fresh(held, Origin::Memory)));
+            continue;
+        }
+        tracing::debug!(cache = &*cache.name, error = ?error, "load failed; a stale entry stands in");
+        cache.count(Count::StoodIn, 1);
         fill.land(Ok(Landed::stale(held, Origin::StandIn)));
     }
+}
+
+/// What the cache has for callers whose load failed; a function that panics has nothing.
+fn default<K, V>(cache: &Inner<K, V>, fill: &FillGuard<K, V>) -> Option<Landed<V>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let (fallback, key) = (cache.fallback.as_ref()?, fill.key()?);
+    let value = catch_unwind(AssertUnwindSafe(|| fallback(key))).ok()?;
+    cache.count(Count::StoodIn, 1);
+    Some(Landed::default_of(Held::of_nothing(value)))
 }
 
 /// Shows a stale entry to everybody who waits, while the fill goes on to refresh it.

@@ -337,6 +337,29 @@ async fn each_of_the_loads_that_run_abreast_inherits_from_what_it_read_itself() 
 }
 
 #[tokio::test]
+async fn a_load_that_runs_abreast_and_asks_for_a_key_of_its_batch_is_refused() {
+    let (larder, _clock) = larder("t");
+    let cache: Cache<u64, u64> = larder.cache("c").build().unwrap();
+    let loading = cache.loading_with({
+        let cache = cache.clone();
+        move |load: Load<u64, u64>| {
+            let cache = cache.clone();
+            async move {
+                match load.key() {
+                    1 => cache
+                        .get_or_load(&2, |_| found(5_u64))
+                        .await
+                        .map(|two| *two),
+                    key => Ok(*key),
+                }
+            }
+        }
+    });
+    let answers = plain(soon(loading.get_many(&[1, 2])).await);
+    assert_eq!(answers, [Err(ErrorKind::Load), Ok(Some(2))]);
+}
+
+#[tokio::test]
 async fn a_caller_who_waits_no_longer_gets_what_there_is_for_each_key() {
     let (larder, clock) = larder("t");
     let cache: Cache<u64, u64> = larder

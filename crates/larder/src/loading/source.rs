@@ -10,7 +10,7 @@ use crate::clock::BoxFuture;
 use crate::error::{BoxError, Error};
 use crate::key::CacheKey;
 use crate::loader;
-use crate::scope;
+use crate::scope::{self, Surroundings};
 
 /// How many loads of single keys one call for many has under way at once.
 const FAN_OUT: usize = 16;
@@ -128,9 +128,9 @@ where
     }
 
     fn begin(&mut self, key: K, load: Loading<Loaded<V>>) {
-        let for_others = scope::is_for_others();
+        let surroundings = Surroundings::here();
         let load = async move {
-            let (loaded, inherited) = scope::inherit(load).await;
+            let (loaded, inherited) = surroundings.run(scope::inherit(load)).await;
             loaded.map(|mut loaded| {
                 loaded.inherited.extend(inherited);
                 loaded
@@ -138,11 +138,7 @@ where
         };
         self.0.spawn(async move {
             // Where one load panics, the others go on.
-            let loaded = if for_others {
-                loader::apart(scope::for_others(load)).await
-            } else {
-                loader::apart(load).await
-            };
+            let loaded = loader::apart(load).await;
             (key, loaded.unwrap_or_else(Loaded::failed))
         });
     }

@@ -536,6 +536,61 @@ fn a_sweep_finds_every_expired_entry_and_no_other() {
     table.check();
 }
 
+/// However much has expired or has to go, no lock is held for more than a batch of it: whenever a
+/// listener is told of an entry, no more are gone that it was not told of yet.
+#[test]
+fn what_goes_together_is_a_bounded_number() {
+    const ENTRIES: u64 = 20_000;
+    let shared = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+    let table = Arc::<Memory<u64, u64>>::new_cyclic(|table: &Weak<Memory<u64, u64>>| {
+        let (table, told) = (Weak::clone(table), Arc::clone(&shared));
+        let listener: Listener<u64, u64> = Box::new(move |_, _, _| {
+            if let Some(table) = table.upgrade() {
+                let counted = table.counters();
+                let gone = counted.expired + counted.evicted + counted.removed;
+                let told_before = told.0.fetch_add(1, Ordering::Relaxed);
+                told.1
+                    .fetch_max(gone as usize - told_before, Ordering::Relaxed);
+            }
+        });
+        Memory::with_shards(Bound::Entries(ENTRIES), Policy::Adaptive, 1)
+            .with_listener(Some(listener))
+    });
+    let most = || shared.1.swap(0, Ordering::Relaxed);
+    for key in 0..ENTRIES {
+        let dies_at = if key < ENTRIES / 2 { 100 } else { Millis::MAX };
+        table.put(key, key, Placement { weight: 0, dies_at }, 0);
+    }
+    assert_eq!(most(), 0);
+    for key in ENTRIES..ENTRIES + 100 {
+        table.put(key, key, FOREVER, 100);
+    }
+    // Those that an insert looks at, and the one whose place it takes.
+    assert!((2..=5).contains(&most()), "an insert");
+    assert!(table.sweep(100, usize::MAX) > 5_000);
+    assert!((2..=SWEEP_BATCH as usize).contains(&most()), "a sweep");
+    table.resize(100, 100);
+    assert_eq!(most(), RESIZE_BATCH as usize, "a smaller bound");
+    assert_eq!(table.len(), 100);
+}
+
+/// What an insert evicts beyond that, its own weight displaces.
+#[test]
+fn a_heavy_value_displaces_what_it_weighs_and_no_more() {
+    let each = overhead::<u64, u64>() + 50;
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(1_000 * each), Policy::Adaptive, 1);
+    for key in 0..1_000 {
+        table.put(key, key, weighing(50), 0);
+    }
+    let weight = 300 * each - overhead::<u64, u64>();
+    assert_eq!(
+        table.put(7_777, 0, weighing(weight as u32), 0),
+        Inserted::Stored
+    );
+    assert_eq!((table.len(), table.counters().evicted), (701, 300));
+    table.check();
+}
+
 #[test]
 fn inserts_alone_drop_what_expired() {
     let table = made(Bound::Entries(1000));

@@ -1,11 +1,13 @@
 //! A read that memory did not answer: it boards the flight of its key and waits for what lands.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::lead::{batch, lead, look_above, serve_unverified, single};
+use super::lead::{batch, lead, lead_apart, look_above, serve_unverified, single};
 use super::probe::{Reply, Story, in_memory};
 use super::sources::{note_absence, note_held, note_memory_alone};
 use crate::answer::{Answer, Load};
@@ -49,15 +51,33 @@ where
         &self,
         slow: impl Future<Output = Result<Reply<V>>>,
     ) -> Result<Reply<V>> {
+        let clock = &**self.cache.clock();
+        let mut slow = pin!(slow);
+        let mut waited = Duration::ZERO;
+        if let Some(soft) = self.soft_deadline() {
+            if let Some(reply) = within(clock, soft, slow.as_mut()).await {
+                return reply;
+            }
+            if let Some(reply) = self.stand_in() {
+                return Ok(reply);
+            }
+            waited = soft;
+        }
         let Some(deadline) = self.read.deadline else {
             return slow.await;
         };
-        let clock = self.cache.clock();
-        if let Some(reply) = within(&**clock, deadline, slow).await {
+        if let Some(reply) = within(clock, deadline.saturating_sub(waited), slow).await {
             return reply;
         }
         self.stand_in()
             .ok_or_else(|| Error::out_of_patience(deadline))
+    }
+
+    /// How long this caller waits if something may stand in.
+    fn soft_deadline(&self) -> Option<Duration> {
+        let soft = self.cache.rules.soft_deadline?;
+        let sooner = self.read.deadline.is_none_or(|deadline| soft < deadline);
+        sooner.then_some(soft)
     }
 
     /// What memory holds, for a caller that can wait no longer.
@@ -70,7 +90,9 @@ where
             return None;
         }
         self.note(Some(&held));
-        Some(self.reply(&held, Origin::Memory, State::Stale))
+        let value = held.value.clone();
+        let story = Story::of(&held, Origin::Memory, State::Stale, Reason::LoadSlow);
+        Some(Reply { value, story })
     }
 
     /// Looks in the tiers for a caller without a loader, together with all others without one.
@@ -135,6 +157,9 @@ where
         let cache = self.cache;
         let store_key = key::encode(&cache.prefix, self.key)?;
         cache.shared.check_ready()?;
+        if scope::is_loading(&cache.name, &store_key) {
+            return Err(Error::reentered(&cache.name));
+        }
         cache
             .shared
             .join(&mut Budget::new(cache.shared.tier_budget))
@@ -154,11 +179,16 @@ where
                     // Whoever has loaded once and is asked to lead again saw its task end.
                     let load = load.take().ok_or_else(Error::load_lost)?;
                     let token = LeaseToken::random();
-                    let fill = self.fill(seat, store_key.clone(), token, mark);
+                    let mut fill = self.fill(seat, store_key.clone(), token, mark);
                     let key = self.key.to_owned();
                     let seeking = Seeking::of::<V, A>();
-                    let load = |fills: &mut [FillGuard<K, V>]| single(load, fills[0].load(key));
-                    lead(vec![fill], self.read.tiers, seeking, load).await;
+                    if let Some(held) = self.may_leave_with() {
+                        fill.saw_stale(held);
+                        lead_apart(fill, self.read.tiers, seeking, load, key);
+                    } else {
+                        let load = |fills: &mut [FillGuard<K, V>]| single(load, fills[0].load(key));
+                        lead(vec![fill], self.read.tiers, seeking, load).await;
+                    }
                 }
                 match (&mut wait).await {
                     Arrival::Landed(landing) => break landing?,
@@ -177,6 +207,14 @@ where
             }
         }
         Err(Error::no_value())
+    }
+
+    /// What memory holds for a caller that may be served with it before the load has begun: then
+    /// somebody else has to lead it.
+    fn may_leave_with(&self) -> Option<Held<V>> {
+        self.soft_deadline()?;
+        let held = in_memory(self.cache, self.read.tiers, self.hash, self.key);
+        held.map(|(held, _)| held)
     }
 
     fn fill(
@@ -293,21 +331,7 @@ where
         .await;
     let (mut fills, mut boarded) = (Vec::new(), Vec::with_capacity(missed.len()));
     for (_, call) in missed {
-        boarded.push(key::encode(&cache.prefix, call.key).map(|store_key| {
-            let mark = call.mark();
-            let (seat, mut wait) = call.loads().board(call.hash, call.key, mark);
-            if read.max_stale.is_some() {
-                wait.insist();
-            }
-            let shared = seat.is_none();
-            fills.extend(seat.map(|seat| call.fill(seat, store_key.clone(), token, mark)));
-            Boarded {
-                wait,
-                shared,
-                store_key,
-                mark,
-            }
-        }));
+        boarded.push(call.board(token, &mut fills));
     }
     lead(fills, read.tiers, Seeking::Entry, |fills| {
         batch(&load, fills)
@@ -337,6 +361,27 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
+    /// Boards the flight of one key of a batch; if this caller leads it, the fill is among `fills`.
+    fn board(&self, token: LeaseToken, fills: &mut Vec<FillGuard<K, V>>) -> Result<Boarded<K, V>> {
+        let store_key = key::encode(&self.cache.prefix, self.key)?;
+        if scope::is_loading(&self.cache.name, &store_key) {
+            return Err(Error::reentered(&self.cache.name));
+        }
+        let mark = self.mark();
+        let (seat, mut wait) = self.loads().board(self.hash, self.key, mark);
+        if self.read.max_stale.is_some() {
+            wait.insist();
+        }
+        let shared = seat.is_none();
+        fills.extend(seat.map(|seat| self.fill(seat, store_key.clone(), token, mark)));
+        Ok(Boarded {
+            wait,
+            shared,
+            store_key,
+            mark,
+        })
+    }
+
     /// Waits for what the flight of one key of a batch brings, and takes over the lead where it
     /// falls to this caller.
     async fn arrive<F, Fut, I, A, E>(

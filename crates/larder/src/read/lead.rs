@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::probe::in_memory;
 use crate::answer::{Answer, Load, Loaded};
 use crate::cache::Inner;
+use crate::entry::{Held, Lived};
 use crate::error::BoxError;
 use crate::fence::Standing;
 use crate::fill::{FillGuard, Landed, Origin};
@@ -15,20 +16,21 @@ use crate::loader;
 use crate::look::{Seeking, look};
 use crate::options::{Isolation, Tiers};
 use crate::policy::{self, Decision};
-use crate::scope;
+use crate::scope::{self, Loading};
 use crate::stats::Count;
 use crate::store::LeaseToken;
 use crate::tasks::TaskKind;
 use crate::tier::Budget;
 use crate::write;
 
-/// Boards the refresh of a stale entry; `None` if somebody leads one already, or if the entry is
-/// gone or fresh by now.
+/// Boards the refresh of an entry that was `seen`, stale or fresh; `None` if somebody leads one
+/// already, or if another entry is there by now.
 pub(super) fn board_refresh<K, V, Q>(
     cache: &Arc<Inner<K, V>>,
     tiers: Tiers,
     hash: u64,
     key: &Q,
+    seen: Option<Lived>,
     token: LeaseToken,
 ) -> Option<FillGuard<K, V>>
 where
@@ -42,21 +44,27 @@ where
     let mut fill =
         FillGuard::begin(Arc::clone(cache), seat?, hash, store_key, token).taken_over_at(mark);
     let now = cache.clock().monotonic();
-    let (stale, _) = in_memory(cache, Tiers::Memory, hash, key).filter(|(held, standing)| {
-        *standing == Standing::Current && now >= held.times.serve_until
+    let (held, _) = in_memory(cache, Tiers::Memory, hash, key).filter(|(held, standing)| {
+        *standing == Standing::Current && seen.is_some_and(|seen| seen.is_of(held))
     })?;
-    fill.publish(Landed::stale(stale.clone(), Origin::Memory));
-    fill.saw_stale(stale);
+    if now < held.times.serve_until {
+        // Whoever comes while it is fresh finds it in memory, and afterwards it is too old.
+        fill.renews(held);
+    } else {
+        fill.publish(Landed::stale(held.clone(), Origin::Memory));
+        fill.saw_stale(held);
+    }
     cache.count(Count::Refresh, 1);
     Some(fill)
 }
 
-/// Refreshes an entry behind the caller's back, unless somebody does so already.
+/// Refreshes an entry that was `seen` behind the caller's back, unless somebody does so already.
 pub(super) fn refresh<K, V, Q, F, Fut, A, E>(
     cache: &Arc<Inner<K, V>>,
     tiers: Tiers,
     hash: u64,
     key: &Q,
+    seen: Option<Lived>,
     load: F,
 ) where
     K: CacheKey,
@@ -68,12 +76,29 @@ pub(super) fn refresh<K, V, Q, F, Fut, A, E>(
     E: Into<BoxError> + Send + 'static,
 {
     let token = LeaseToken::random();
-    let Some(mut fill) = board_refresh(cache, tiers, hash, key, token) else {
-        return;
-    };
+    if let Some(fill) = board_refresh(cache, tiers, hash, key, seen, token) {
+        lead_apart(fill, tiers, Seeking::of::<V, A>(), load, key.to_owned());
+    }
+}
+
+/// Leads a fill in a task of its own, for a caller that may leave at any time.
+pub(super) fn lead_apart<K, V, F, Fut, A, E>(
+    mut fill: FillGuard<K, V>,
+    tiers: Tiers,
+    seeking: Seeking,
+    load: F,
+    key: K,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    F: FnOnce(Load<K, V>) -> Fut,
+    Fut: Future<Output = Result<A, E>> + Send + 'static,
+    A: Answer<V>,
+    E: Into<BoxError> + Send + 'static,
+{
     // The closure may borrow from the caller, so it is called here; its future runs in the task.
-    match loader::make(|| single(load, fill.load(key.to_owned()))) {
-        Ok(future) => lead_behind(vec![fill], tiers, Seeking::of::<V, A>(), future),
+    match loader::make(|| single(load, fill.load(key))) {
+        Ok(future) => lead_behind(vec![fill], tiers, seeking, future),
         Err(error) => write::fail(vec![fill], &error),
     }
 }
@@ -109,6 +134,8 @@ pub(super) async fn lead<K, V, Fut>(
 {
     let Some(first) = fills.first() else { return };
     let cache = Arc::clone(first.cache());
+    let keys = fills.iter().map(|fill| fill.store_key().clone());
+    let loading = Loading::here(&cache.name, keys.collect());
     let mut budget = Budget::new(cache.shared.tier_budget);
     let mut fills = look_above(&cache, fills, tiers, seeking);
     if tiers != Tiers::Memory {
@@ -121,7 +148,10 @@ pub(super) async fn lead<K, V, Fut>(
     match loader::make(|| load(&mut fills)) {
         Ok(future) => {
             let tasks = Arc::clone(&cache.shared.tasks);
-            tasks.spawn(TaskKind::Work, conduct(cache, fills, future, budget));
+            tasks.spawn(
+                TaskKind::Work,
+                conduct(cache, fills, loading.run(future), budget),
+            );
         }
         Err(error) => {
             write::give_back(&cache, fills.iter_mut().collect(), &mut budget).await;
@@ -200,8 +230,9 @@ where
         if let Some((suspect, _)) = held.take_if(|(_, standing)| *standing == Standing::Suspect) {
             fill.suspects(suspect);
         }
-        if let Some((stale, _)) = held.take_if(|(held, _)| now >= held.times.serve_until) {
-            fill.saw_stale(stale);
+        let is_old = |held: &Held<V>| now >= held.times.serve_until || fill.is_to_renew(held);
+        if let Some((old, _)) = held.take_if(|(held, _)| is_old(held)) {
+            fill.saw_stale(old);
         }
         let pending = || cache.overlay.get(fill.store_key());
         match held

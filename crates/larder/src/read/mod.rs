@@ -140,7 +140,7 @@ where
             return answer::<V, A>(reply);
         }
         Probe::Refresh(reply) => {
-            refresh(cache, read.tiers, hash, key, load);
+            refresh(cache, read.tiers, hash, key, reply.story.entry, load);
             cache.exit(&reply.story);
             return answer::<V, A>(reply);
         }
@@ -245,7 +245,14 @@ where
         let reply = match probe(cache, read, hash, key) {
             Probe::Serve(reply) => reply,
             Probe::Refresh(reply) => {
-                refreshing.extend(board_refresh(cache, read.tiers, hash, key, token));
+                refreshing.extend(board_refresh(
+                    cache,
+                    read.tiers,
+                    hash,
+                    key,
+                    reply.story.entry,
+                    token,
+                ));
                 reply
             }
             Probe::Fetch(reason) => {

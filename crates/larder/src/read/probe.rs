@@ -9,7 +9,7 @@ use crate::entry::{Held, Lived};
 use crate::fence::Standing;
 use crate::fill::Origin;
 use crate::key::{AsKey, CacheKey};
-use crate::options::{Isolation, Read, Tiers};
+use crate::options::{Early, Isolation, Read, Tiers};
 use crate::outcome::{Reason, State};
 use crate::policy::{self, Decision};
 use crate::scope;
@@ -84,7 +84,7 @@ where
     // Written in place: an answer that is passed back through the table is moved at every step.
     cache.memory.get(hash, key, now, |held| {
         let standing = cache.fence.standing(held, now);
-        probed = verdict(held, standing, now, read);
+        probed = verdict(held, standing, now, read, cache.rules.early);
         if !matches!(probed, Probe::Fetch(_)) && scope::is_open() {
             sources = Some((held.tags().to_vec(), held.times.remaining(now)));
         }
@@ -98,12 +98,21 @@ where
 
 /// What a read makes of the entry that memory holds.
 #[inline]
-fn verdict<V>(held: &Held<V>, standing: Standing, now: Millis, read: &Read) -> Probe<V> {
+fn verdict<V>(
+    held: &Held<V>,
+    standing: Standing,
+    now: Millis,
+    read: &Read,
+    early: Early,
+) -> Probe<V> {
     let reply = |state, reason| Reply {
         value: held.value.clone(),
         story: Story::of(held, Origin::Memory, state, reason),
     };
     match policy::decide(&held.times, standing, now, read.max_stale) {
+        Decision::Serve if !early.is_off() && is_due(held, early, now) => {
+            Probe::Refresh(reply(State::Fresh, Reason::Refreshing))
+        }
         Decision::Serve => Probe::Serve(reply(State::Fresh, Reason::InMemory)),
         Decision::ServeStale => Probe::Serve(reply(State::Stale, Reason::Throttled)),
         Decision::ServeAndRefresh => Probe::Refresh(reply(State::Stale, Reason::Refreshing)),
@@ -113,6 +122,10 @@ fn verdict<V>(held: &Held<V>, standing: Standing, now: Millis, read: &Read) -> P
             Standing::Gone => Reason::Invalidated,
         }),
     }
+}
+
+fn is_due<V>(held: &Held<V>, early: Early, now: Millis) -> bool {
+    held.value.is_some() && policy::is_due(early, &held.times, held.load_ms, now, policy::draw)
 }
 
 /// What memory holds now, fresh or stale, and what it is worth. Whoever uses it in the name of a
