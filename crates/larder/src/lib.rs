@@ -95,7 +95,9 @@ pub use entries::{Entries, Entry};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};
-pub use loading::{BatchLoader, Loader, LoadingCache, LoadingReader};
+pub use loading::{
+    BatchLoader, Feed, Loader, LoadingCache, LoadingReader, Warm, WarmProgress, Warming,
+};
 pub use options::{CacheOptions, Capacity, Isolation, Policy, Read, RemovalCause, Span, Tiers};
 pub use outcome::{Answered, Outcome, Reason, Source, State};
 pub use progress::{Matching, Progress};

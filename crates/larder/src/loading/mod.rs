@@ -4,25 +4,36 @@
 //! LoadingCache ── get, get_many ──► read.rs, as any other read ──► source: the loader, boxed
 //! ```
 
+mod feed;
+mod hot;
 mod loader;
 mod source;
+mod warm;
 
 use std::fmt;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 
 use self::loader::Called;
 use self::source::{InBatches, Loading, Singly, Source};
 use crate::answer::{Answer, Load, Loaded};
 use crate::cache::Cache;
+use crate::clock::BoxFuture;
 use crate::courier::Receipt;
-use crate::error::{BoxError, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::key::{AsKey, CacheKey};
 use crate::options::Read;
 use crate::outcome::Answered;
 use crate::read;
+use crate::read::ahead::{self, Renewal};
 
+pub use self::feed::Feed;
 pub use self::loader::{BatchLoader, Loader};
+pub use self::warm::{Warm, WarmProgress, Warming};
+
+/// How many keys one call of a [`BatchLoader`] names in a warming, at most.
+const WARM_BATCH: usize = 256;
 
 /// A [`Cache`] with its loader: [`get`](Self::get) alone loads. Cheap to clone; clones are the same.
 ///
@@ -103,6 +114,67 @@ where
     pub fn loading_in_batches(&self, loader: impl BatchLoader<K, V>) -> LoadingCache<K, V> {
         LoadingCache::new(self, InBatches(loader))
     }
+
+    /// Fills this cache with values that are at hand, such as the rows of one query. A key that memory
+    /// or a tier has fresh is left as it is; an invalidation that comes meanwhile wins.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Feed, Larder};
+    ///
+    /// let prices: Cache<u64, f64> = Larder::local().cache("price").in_memory()?;
+    /// let rows = vec![(1, 9.5), (2, 14.0)];
+    /// prices.warm_with(Feed::list(rows)).start().done().await;
+    /// assert_eq!(prices.get_in_memory(&2).as_deref(), Some(&14.0));
+    /// # Ok(()) }
+    /// ```
+    pub fn warm_with<L>(&self, pairs: Feed<(K, L)>) -> Warm<(K, L)>
+    where
+        L: Into<Loaded<V>> + Send + 'static,
+    {
+        let tasks = &self.inner().shared.tasks;
+        let cache = self.clone();
+        let work = move |pairs: Vec<(K, L)>| -> BoxFuture<'static, Vec<Result<()>>> {
+            let cache = cache.clone();
+            Box::pin(async move {
+                let mut ended = Vec::with_capacity(pairs.len());
+                for (key, value) in pairs {
+                    ended.push(cache.fill_with(&key, value.into()).await);
+                }
+                ended
+            })
+        };
+        Warm::new(tasks, pairs, 1, Arc::new(work))
+    }
+
+    async fn fill_with(&self, key: &K, value: Loaded<V>) -> Result<()> {
+        if ahead::is_fresh(self.inner(), key) {
+            return Ok(());
+        }
+        let load = |_| std::future::ready(Ok(value));
+        ahead::fetch(self.inner(), key, load).await.map(drop)
+    }
+
+    /// Writes the keys of the `at_most` hottest entries in memory to a file, for
+    /// [`LoadingCache::warm_from`], and returns how many those are. Best done at a shutdown, before the
+    /// larder's own.
+    ///
+    /// How hot an entry is, is what its policy knows: see [`Entry::heat`](crate::Entry::heat). Under
+    /// `Lru`, `Fifo` and `Random` that is nothing, and any entries will do. The file is written beside
+    /// its place and moved there, readable by its owner alone; it holds keys and no values.
+    ///
+    /// # Errors
+    ///
+    /// [`File`](crate::ErrorKind::File) if it cannot be written; what was there before is there still.
+    pub async fn save_hot(&self, path: impl AsRef<Path>, at_most: usize) -> Result<usize> {
+        let (cache, path) = (self.clone(), path.as_ref().to_owned());
+        apart_from_the_runtime(move || {
+            let (content, count) = hot::encode(cache.name(), &hot::hottest(&cache, at_most));
+            hot::write(&path, &content).map(|()| count)
+        })
+        .await
+    }
 }
 
 impl<K, V> LoadingCache<K, V>
@@ -163,6 +235,109 @@ where
         &self.cache
     }
 
+    /// Loads `key` anew although what is there may be fresh, and returns what is there then. Everybody
+    /// else is served with the old value meanwhile, and the new one goes into every tier, under the
+    /// lease of the key. It is no read, and is counted as a refresh.
+    ///
+    /// Where somebody loads the key at this moment, in this process or in another, that is enough. If
+    /// the load fails and the old value may still be served, it is returned.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Cache::get_or_load`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// use larder::{Cache, Larder};
+    ///
+    /// let cache: Cache<u64, u64> = Larder::local().cache("counts").in_memory()?;
+    /// let count = AtomicU64::new(0);
+    /// let counts = cache.loading_with(move |_| {
+    ///     let next = count.fetch_add(1, Ordering::Relaxed) + 1;
+    ///     async move { Ok::<_, std::io::Error>(next) }
+    /// });
+    /// assert_eq!(counts.get(&7).await?.as_deref(), Some(&1));
+    /// assert_eq!(counts.refresh(&7).await?.as_deref(), Some(&2));
+    /// assert_eq!(counts.get(&7).await?.as_deref(), Some(&2));
+    /// # Ok(()) }
+    /// ```
+    pub async fn refresh(&self, key: &K) -> Result<Option<Arc<V>>> {
+        let cache = self.cache.inner();
+        let mut renewal = ahead::renew(cache, key, |load| self.load(load)).await?;
+        if matches!(renewal, Renewal::NotThere) {
+            // What only the tiers have is renewed there, too.
+            ahead::peek(cache, key).await?;
+            renewal = ahead::renew(cache, key, |load| self.load(load)).await?;
+        }
+        match renewal {
+            Renewal::Renewed(landed) => return Ok(landed.held.and_then(|held| held.value)),
+            Renewal::Elsewhere => ahead::join(cache, key).await?,
+            Renewal::Failed | Renewal::NotThere => {}
+        }
+        match ahead::what_stands(cache, key) {
+            Some(value) => Ok(value),
+            None => ahead::fetch(cache, key, |load| self.load(load)).await,
+        }
+    }
+
+    /// Fills this cache with what stands under `keys`: from the tiers, or by the loader. What memory
+    /// has fresh is left as it is; a key that fails is counted and does not end it. None of it counts
+    /// as a read.
+    pub fn warm(&self, keys: Feed<K>) -> Warm<K> {
+        let loading = self.clone();
+        let work = move |keys: Vec<K>| -> BoxFuture<'static, Vec<Result<()>>> {
+            let loading = loading.clone();
+            Box::pin(async move {
+                let load = |keys| Arc::clone(&loading.source).load_many(keys);
+                ahead::fetch_each(loading.cache.inner(), &keys, load).await
+            })
+        };
+        let batch = self.source.batch().min(WARM_BATCH);
+        let tasks = &self.cache.inner().shared.tasks;
+        Warm::new(tasks, keys, batch, Arc::new(work))
+    }
+
+    /// Warms with the keys that [`Cache::save_hot`] wrote, the hottest first.
+    ///
+    /// # Errors
+    ///
+    /// [`File`](crate::ErrorKind::File) if the file cannot be read, is damaged, or is of another cache;
+    /// a service then begins cold. Its [source](std::error::Error::source) is a `std::io::Error`, whose
+    /// kind is `NotFound` where no file was saved yet.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let path = std::env::temp_dir().join(format!("larder-hot-{}", std::process::id()));
+    /// # let saved = path.clone();
+    /// let load = |load: larder::Load<u64, u64>| async move {
+    ///     Ok::<_, std::io::Error>(load.key() * load.key())
+    /// };
+    /// let cache: Cache<u64, u64> = Larder::local().cache("squares").in_memory()?;
+    /// cache.loading_with(load).get(&7).await?;
+    /// assert_eq!(cache.save_hot(&path, 10_000).await?, 1);
+    ///
+    /// // The next process:
+    /// let cache: Cache<u64, u64> = Larder::local().cache("squares").in_memory()?;
+    /// cache.loading_with(load).warm_from(&path).await?.start().ready(1.0).await;
+    /// assert_eq!(cache.get_in_memory(&7).as_deref(), Some(&49));
+    /// # std::fs::remove_file(saved).unwrap();
+    /// # Ok(()) }
+    /// ```
+    pub async fn warm_from(&self, path: impl AsRef<Path>) -> Result<Warm<K>> {
+        let (name, path) = (self.cache.name().to_owned(), path.as_ref().to_owned());
+        let keys = apart_from_the_runtime(move || {
+            let content = hot::read(&path)?;
+            hot::decode::<K>(&name, &content).map_err(|problem| hot::unusable(&path, &problem))
+        });
+        Ok(self.warm(Feed::list(keys.await?)))
+    }
+
     async fn get_each(&self, read: &Read, keys: &[K]) -> Vec<Result<Option<Arc<V>>>> {
         let load = |keys| Arc::clone(&self.source).load_many(keys);
         read::get_each(self.cache.inner(), read, keys, load).await
@@ -171,6 +346,16 @@ where
     fn load(&self, load: Load<K, V>) -> Loading<Loaded<V>> {
         Arc::clone(&self.source).load(load)
     }
+}
+
+/// Runs what blocks where it holds up no task.
+async fn apart_from_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::no_runtime())?;
+    let ended = runtime.spawn_blocking(work).await;
+    // It does not panic; a runtime that ends may not run it any more.
+    ended.unwrap_or_else(|_| Err(Error::closed()))
 }
 
 /// A [`LoadingCache`] with options for the calls made through it. Made by [`LoadingCache::with`].

@@ -22,6 +22,9 @@ pub(super) type Loading<T> = BoxFuture<'static, Result<T, BoxError>>;
 pub(super) trait Source<K, V>: Send + Sync {
     fn load(self: Arc<Self>, load: Load<K, V>) -> Loading<Loaded<V>>;
 
+    /// How many keys go together at best.
+    fn batch(&self) -> usize;
+
     /// Loads many keys; those that it does not mention are absent.
     fn load_many(self: Arc<Self>, keys: Vec<K>) -> Loading<Vec<(K, Loaded<V>)>>;
 }
@@ -40,6 +43,10 @@ where
             let answer = self.0.load(load).await;
             answer.map(Answer::into_loaded).map_err(Into::into)
         })
+    }
+
+    fn batch(&self) -> usize {
+        1
     }
 
     fn load_many(self: Arc<Self>, keys: Vec<K>) -> Loading<Vec<(K, Loaded<V>)>> {
@@ -82,6 +89,10 @@ where
                 None => Ok(Loaded::absent()),
             }
         })
+    }
+
+    fn batch(&self) -> usize {
+        self.0.largest_batch()
     }
 
     fn load_many(self: Arc<Self>, keys: Vec<K>) -> Loading<Vec<(K, Loaded<V>)>> {

@@ -13,6 +13,7 @@
 //! conduct (its own task): run the loader ──► write::commit, or write::fail
 //! ```
 
+pub(crate) mod ahead;
 mod call;
 mod lead;
 mod probe;
