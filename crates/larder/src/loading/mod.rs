@@ -4,11 +4,16 @@
 //! LoadingCache ── get, get_many ──► read.rs, as any other read ──► source: the loader, boxed
 //! ```
 
+mod awaited;
 mod feed;
 mod hot;
 mod loader;
+mod popular;
+mod refresher;
+mod sketch;
 mod source;
 mod warm;
+mod watchers;
 
 use std::fmt;
 use std::future::Future;
@@ -16,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::loader::Called;
+use self::refresher::Supply;
 use self::source::{InBatches, Loading, Singly, Source};
 use crate::answer::{Answer, Load, Loaded};
 use crate::cache::Cache;
@@ -28,8 +34,11 @@ use crate::outcome::Answered;
 use crate::read;
 use crate::read::ahead::{self, Renewal};
 
+pub(crate) use self::watchers::Watchers;
+
 pub use self::feed::Feed;
 pub use self::loader::{BatchLoader, Loader};
+pub use self::refresher::{RefreshAhead, RefreshAheadStats, Refreshing};
 pub use self::warm::{Warm, WarmProgress, Warming};
 
 /// How many keys one call of a [`BatchLoader`] names in a warming, at most.
@@ -149,9 +158,6 @@ where
     }
 
     async fn fill_with(&self, key: &K, value: Loaded<V>) -> Result<()> {
-        if ahead::is_fresh(self.inner(), key) {
-            return Ok(());
-        }
         let load = |_| std::future::ready(Ok(value));
         ahead::fetch(self.inner(), key, load).await.map(drop)
     }
@@ -336,6 +342,54 @@ where
             hot::decode::<K>(&name, &content).map_err(|problem| hot::unusable(&path, &problem))
         });
         Ok(self.warm(Feed::list(keys.await?)))
+    }
+
+    /// Keeps the keys that are read most fresh: their entries are loaded anew before they expire, the
+    /// most popular first, in the background and within bounds. The others are left to die.
+    ///
+    /// Which keys those are, a sketch in constant memory says, fed by the reads of this process. Only
+    /// what memory holds is refreshed, and nothing that has not been read since its last refresh: a key
+    /// that nobody asks for any more costs one refresh at most. While nobody reads, nothing is
+    /// refreshed. A refresh is the same as any other: one load for all, under the lease of the key in
+    /// the shared tier, so that of several processes one does it.
+    ///
+    /// Every read of this cache pays a few nanoseconds for it, whether it finds anything or not.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::ErrorKind::Config) for options that make no sense, outside a tokio runtime,
+    /// and if this cache is refreshed ahead already; [`Closed`](crate::ErrorKind::Closed).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, RefreshAhead};
+    ///
+    /// let cache: Cache<u64, u64> = Larder::local().cache("squares").ttl("10m").in_memory()?;
+    /// let squares = cache
+    ///     .loading_with(|load| async move { Ok::<_, std::io::Error>(load.key() * load.key()) });
+    /// let refreshing = squares.refresh_ahead(RefreshAhead::default())?; // for as long as it is kept
+    /// assert_eq!(refreshing.stats().refreshes, 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn refresh_ahead(&self, options: RefreshAhead) -> Result<Refreshing> {
+        refresher::begin(self, options, None)
+    }
+
+    /// The same for keys that `supply` names, the most popular first, such as the front of a sorted set
+    /// that all processes add to. It is asked at every tick in which somebody reads; of what it names,
+    /// the first [`RefreshAhead::keys`] count. Keys that are not in memory are loaded, too.
+    ///
+    /// # Errors
+    ///
+    /// As for [`refresh_ahead`](Self::refresh_ahead).
+    pub fn refresh_ahead_of<F, Fut>(&self, options: RefreshAhead, supply: F) -> Result<Refreshing>
+    where
+        F: Fn() -> Fut + Send + 'static,
+        Fut: Future<Output = Vec<K>> + Send + 'static,
+    {
+        let supply: Supply<K> = Box::new(move || Box::pin(supply()));
+        refresher::begin(self, options, Some(supply))
     }
 
     async fn get_each(&self, read: &Read, keys: &[K]) -> Vec<Result<Option<Arc<V>>>> {

@@ -9,6 +9,7 @@ use super::lead::{board_refresh, lead, single};
 use super::probe::in_memory;
 use crate::answer::{Load, Loaded};
 use crate::cache::Inner;
+use crate::entry::Times;
 use crate::error::{BoxError, Result};
 use crate::fence::Standing;
 use crate::fill::{Landed, Origin};
@@ -31,17 +32,15 @@ pub(crate) enum Renewal<V> {
     NotThere,
 }
 
-/// Whether memory would serve this key fresh.
-pub(crate) fn is_fresh<K, V>(cache: &Inner<K, V>, key: &K) -> bool
+/// The times of the entry that memory has, fresh or not.
+pub(crate) fn times<K, V>(cache: &Inner<K, V>, key: &K) -> Option<Times>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let now = cache.clock().monotonic();
     let held = in_memory(cache, Tiers::Memory, cache.memory.hash(key), key);
-    held.is_some_and(|(held, standing)| {
-        standing == Standing::Current && now < held.times.serve_until
-    })
+    held.filter(|(_, standing)| *standing == Standing::Current)
+        .map(|(held, _)| held.times)
 }
 
 /// The value, or the absence, that memory has and may serve somehow.
@@ -56,7 +55,7 @@ where
         .map(|(held, _)| held.value)
 }
 
-/// Fetches each key that memory does not have fresh, from the tiers or by `load`.
+/// Fetches keys from the tiers or by `load`. What memory has fresh lands at once.
 pub(crate) async fn fetch_each<K, V, F, Fut, I>(
     cache: &Arc<Inner<K, V>>,
     keys: &[K],
@@ -69,15 +68,11 @@ where
     Fut: Future<Output = Result<I, BoxError>> + Send + 'static,
     I: IntoIterator<Item = (K, Loaded<V>)>,
 {
-    let mut fetched: Vec<Result<()>> = keys.iter().map(|_| Ok(())).collect();
-    let missing = keys
+    let calls: Vec<_> = keys
         .iter()
+        .map(|key| call(cache, key))
         .enumerate()
-        .filter(|(_, key)| !is_fresh(cache, *key));
-    let calls: Vec<_> = missing.map(|(at, key)| (at, call(cache, key))).collect();
-    if calls.is_empty() {
-        return fetched;
-    }
+        .collect();
     match Box::pin(fetch_many(
         cache,
         Read::PLAIN,
@@ -87,18 +82,9 @@ where
     ))
     .await
     {
-        Ok(replies) => {
-            for ((at, _), reply) in calls.iter().zip(replies) {
-                fetched[*at] = reply.map(drop);
-            }
-        }
-        Err(error) => {
-            for (at, _) in calls {
-                fetched[at] = Err(error.clone());
-            }
-        }
+        Ok(replies) => replies.into_iter().map(|reply| reply.map(drop)).collect(),
+        Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
     }
-    fetched
 }
 
 /// Fetches what the tiers have of a key, or loads it.

@@ -56,7 +56,8 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
-    let reply = match probe(cache, &Read::PLAIN, cache.memory.hash(key), key) {
+    let hash = cache.memory.hash(key);
+    let reply = match probe(cache, &Read::PLAIN, hash, key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => reply,
         Probe::Fetch(Reason::Suspect) => unverified_in_memory(cache, key),
         Probe::Fetch(reason) => Reply {
@@ -67,7 +68,7 @@ where
     if reply.story.entry.is_none() {
         note_absence(cache, key);
     }
-    cache.exit(&reply.story);
+    cache.exit(hash, key, &reply.story);
     reply.value
 }
 
@@ -88,7 +89,7 @@ where
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => {
-            cache.exit(&reply.story);
+            cache.exit(hash, key, &reply.story);
             return Ok(reply);
         }
         Probe::Fetch(reason) => reason,
@@ -101,7 +102,7 @@ where
         reason,
     };
     let reply = Box::pin(call.patiently(call.peek())).await;
-    cache.exit_with(&reply);
+    cache.exit_with(hash, key, &reply);
     reply
 }
 
@@ -137,12 +138,12 @@ where
             Reason::TooOld
         }
         Probe::Serve(reply) => {
-            cache.exit(&reply.story);
+            cache.exit(hash, key, &reply.story);
             return answer::<V, A>(reply);
         }
         Probe::Refresh(reply) => {
             refresh(cache, read.tiers, hash, key, reply.story.entry, load);
-            cache.exit(&reply.story);
+            cache.exit(hash, key, &reply.story);
             return answer::<V, A>(reply);
         }
         Probe::Fetch(reason) => reason,
@@ -155,7 +156,7 @@ where
         reason,
     };
     let reply = Box::pin(call.patiently(call.fetch(load))).await;
-    cache.exit_with(&reply);
+    cache.exit_with(hash, key, &reply);
     answer::<V, A>(reply?)
 }
 
@@ -269,7 +270,7 @@ where
                 continue;
             }
         };
-        cache.exit(&reply.story);
+        cache.exit(hash, key, &reply.story);
         values.push(Ok(reply.value));
     }
     if !refreshing.is_empty() {
@@ -280,8 +281,8 @@ where
     }
     if !missed.is_empty() {
         let replies = fetch_patiently(cache, read, &missed, token, load).await;
-        for ((at, ..), reply) in missed.iter().zip(replies) {
-            cache.exit_with(&reply);
+        for ((at, call), reply) in missed.iter().zip(replies) {
+            cache.exit_with(call.hash, call.key, &reply);
             values[*at] = reply.map(|reply| reply.value);
         }
     }
