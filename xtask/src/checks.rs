@@ -17,7 +17,7 @@ struct Step {
 }
 
 /// What needs no test to be run. Left out when only some tests are asked for.
-const CHECKS: [Step; 8] = [
+const CHECKS: [Step; 9] = [
     Step {
         name: "format",
         run: |workspace, _, _| format(workspace),
@@ -49,6 +49,10 @@ const CHECKS: [Step; 8] = [
     Step {
         name: "lints of the benchmarks",
         run: |workspace, _, _| benchmarks(workspace),
+    },
+    Step {
+        name: "micro-benchmarks, once each",
+        run: |workspace, _, _| micro_benchmarks(workspace),
     },
 ];
 
@@ -84,7 +88,7 @@ const TESTS: [Step; 5] = [
         run: |workspace, filter, tally| {
             tests(
                 workspace,
-                "--manifest-path bench/Cargo.toml --lib",
+                "--manifest-path bench/Cargo.toml --lib --test footprint",
                 filter,
                 tally,
             )
@@ -157,6 +161,12 @@ fn dependencies(workspace: &Workspace) -> Outcome {
 fn benchmarks(workspace: &Workspace) -> Outcome {
     let mut clippy = workspace.cargo("clippy --manifest-path bench/Cargo.toml --all-targets");
     run_command(clippy.args(["--", "--deny", "warnings"])).map(|()| String::new())
+}
+
+/// They are no tests and count as none; but what nobody runs for long does not run any more.
+fn micro_benchmarks(workspace: &Workspace) -> Outcome {
+    let mut once = workspace.cargo("test --manifest-path bench/Cargo.toml --bench cache");
+    run_command(&mut once).map(|()| String::new())
 }
 
 fn tests(workspace: &Workspace, which: &str, filter: &[String], tally: &mut Tally) -> Outcome {

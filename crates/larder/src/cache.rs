@@ -14,7 +14,7 @@ use crate::clock::{Clock, Millis};
 use crate::codec::ValueCodec;
 use crate::courier::Receipt;
 use crate::entries::Entries;
-use crate::entry::{Details, Held, Times};
+use crate::entry::{Details, FillId, Held, Times};
 use crate::envelope::{self, Expect, Header, Rejected};
 use crate::epoch::Moment;
 use crate::error::{BoxError, Error, Result};
@@ -338,7 +338,7 @@ where
     ///
     /// Entries are taken a batch at a time, each under the shared lock of a part of the table, and given out
     /// when that is free again; so it takes memory for one batch, and neither readers nor writers
-    /// wait for long. A batch is 512 entries, or about 1,800 where the table has many for each
+    /// wait for long. A batch is 512 entries, or about 1,400 where the table has many for each
     /// processor. It is no picture of one moment: an entry is what it was when its batch was taken.
     /// A key that is there from the beginning to the end is seen exactly once, and any other at most
     /// once.
@@ -698,7 +698,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             stamp: AtomicU64::new(began.stamp),
             load_ms: u32::try_from(opened.label.load_ms).unwrap_or(u32::MAX),
             encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
-            fill_id: Some(opened.label.fill_id),
+            fill_id: Some(FillId::of(&opened.label.fill_id)),
             details: Details::of(opened.label, tags),
         };
         Ok(Opened { held, versions })

@@ -97,6 +97,9 @@ impl KeySink {
             self.bytes.push(b':');
         }
         self.parts += 1;
+        if raw.iter().all(|byte| is_plain(*byte)) {
+            return self.bytes.extend_from_slice(raw);
+        }
         for &byte in raw {
             if is_plain(byte) {
                 self.bytes.push(byte);

@@ -104,7 +104,7 @@ pub struct CacheOptions {
     /// The bound of the memory tier in entries. At most one of the two bounds may be set. Under a
     /// bound of zero memory holds nothing: loads are served, and shared, all the same.
     pub capacity: Option<u64>,
-    /// The bound of the memory tier in bytes, 46 for each entry's own needs included. Default 64 MiB.
+    /// The bound of the memory tier in bytes, 48 for each entry's own needs included. Default 64 MiB.
     /// A value of up to 4 MiB, or up to the bound if that is less, always fits. A heavier one may be
     /// refused, which is counted as [`too_large`](crate::CacheStats::too_large) and evicts nothing.
     pub capacity_bytes: Option<u64>,

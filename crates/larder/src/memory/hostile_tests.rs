@@ -42,18 +42,18 @@ impl Hash for Fused {
 }
 
 type Table = Memory<Fused, Arc<u64>>;
+type Step = Box<dyn Fn(&Table)>;
 
 /// A history that meets every operation: the number of the key goes into its values, times ten.
-fn history() -> Vec<Box<dyn Fn(&Table)>> {
-    let put = |key: u64, dies_at| -> Box<dyn Fn(&Table)> {
+fn history() -> Vec<Step> {
+    let put = |key: u64, dies_at| -> Step {
         Box::new(move |table| {
             let place = Placement { weight: 0, dies_at };
             table.put(Fused(key), Arc::new(key * 10), place, 20);
         })
     };
-    let look =
-        |key| -> Box<dyn Fn(&Table)> { Box::new(move |table| _ = table.look(&Fused(key), 20)) };
-    let mut steps = Vec::new();
+    let look = |key| -> Step { Box::new(move |table| _ = table.look(&Fused(key), 20)) };
+    let mut steps: Vec<Step> = Vec::new();
     for key in 0..6 {
         steps.push(put(key, 30 + key));
         steps.push(look(key / 2));

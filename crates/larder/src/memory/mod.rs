@@ -56,9 +56,9 @@ const SHARDS_PER_CORE: usize = 32;
 /// However many cores there are, no more shards than this.
 const SHARDS_MAX: usize = 256;
 
-/// What the index takes for one entry: five bytes per bucket, of which three in eight are full at
-/// worst, as when there were more.
-const INDEX_BYTES: usize = 14;
+/// What the index takes for one entry: five bytes per bucket, of which five in sixteen are full
+/// at worst, where there were more entries before.
+const INDEX_BYTES: usize = 16;
 
 /// What remembering evicted keys takes for one entry: three bytes each, for a quarter more keys
 /// than there are entries, in a set that may be twice as large as it should be.

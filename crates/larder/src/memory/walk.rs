@@ -13,7 +13,7 @@ use super::{Locked, Memory, sync};
 use crate::clock::Millis;
 
 /// Parts are shown together under one lock until there are so many entries. A part alone may have
-/// more: about 1,800, if its shard has no more than 900,000.
+/// more: about 1,400, if its shard has no more than 720,000.
 const BATCH: usize = sync::batch(512);
 
 /// How far a walk has got.
