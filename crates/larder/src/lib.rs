@@ -62,6 +62,7 @@ mod glob;
 mod invalidation;
 mod larder;
 mod loader;
+mod loading;
 mod look;
 mod memory;
 mod minimum;
@@ -94,6 +95,10 @@ pub use entries::{Entries, Entry};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};
+pub use loading::{
+    BatchLoader, Feed, Loader, LoadingCache, LoadingReader, RefreshAhead, RefreshAheadStats,
+    Refreshing, Warm, WarmProgress, Warming,
+};
 pub use options::{CacheOptions, Capacity, Isolation, Policy, Read, RemovalCause, Span, Tiers};
 pub use outcome::{Answered, Outcome, Reason, Source, State};
 pub use progress::{Matching, Progress};
