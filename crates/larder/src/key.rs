@@ -40,6 +40,12 @@ pub const MAX_KEY_BYTES: usize = 32 * 1024;
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be in a key",
+    label = "no `larder::Key` is implemented for this type",
+    note = "keys are integers, `bool`, `char`, strings, bytes, tuples of these, and types that implement `larder::Key`",
+    note = "in `#[cached]`, name what tells two calls apart, like `{{user.id}}`, or list an argument that does not under `ignore`"
+)]
 pub trait Key: Send + Sync {
     /// How many colon-separated parts the encoding has. Fixed for the type.
     const PARTS: usize = 1;
@@ -91,12 +97,29 @@ impl KeySink {
         Bytes::from(self.bytes)
     }
 
+    #[cfg(feature = "macros")]
+    pub(crate) fn into_vec(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Writes a key behind what is there, without a colon between.
+    #[cfg(feature = "macros")]
+    pub(crate) fn go_on_with<K: Key + ?Sized>(&mut self, key: &K) {
+        self.parts = 0;
+        key.encode(self);
+    }
+
     /// Adds one part. Control characters, space, non-ASCII and `: % { }` are escaped as `%XX`.
     pub fn part(&mut self, raw: &[u8]) {
         if self.parts > 0 {
             self.bytes.push(b':');
         }
         self.parts += 1;
+        self.escaped(raw);
+    }
+
+    /// Adds bytes to the part that is being written.
+    pub(crate) fn escaped(&mut self, raw: &[u8]) {
         for &byte in raw {
             if is_plain(byte) {
                 self.bytes.push(byte);

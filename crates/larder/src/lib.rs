@@ -45,6 +45,8 @@ pub mod store;
 mod answer;
 mod bus;
 mod cache;
+#[cfg(feature = "macros")]
+mod calls;
 mod codec;
 mod confirm;
 mod courier;
@@ -84,12 +86,16 @@ pub use self::larder::{CacheBuilder, Larder, LarderBuilder, ShutdownReport};
 pub use answer::{Answer, Load, Loaded, Stale};
 pub use bus::BusStats;
 pub use cache::{Cache, Reader};
+#[cfg(feature = "macros")]
+pub use calls::CallKey;
 pub use clock::Clock;
 pub use codec::Codec;
 pub use courier::{Receipt, Token};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};
+#[cfg(feature = "macros")]
+pub use larder_macros::cached;
 pub use options::{CacheOptions, Capacity, Isolation, Policy, Read, RemovalCause, Span, Tiers};
 pub use outcome::{Answered, Outcome, Reason, Source, State};
 pub use progress::{Matching, Progress};
@@ -100,3 +106,10 @@ pub use stats::CacheStats;
 pub use store::Store;
 pub use template::{Template, TemplateKind, TemplatePiece};
 pub use tier::{Delivery, TierHealth, TierStats};
+
+/// What `#[cached]` writes calls of. Not for calling by hand: it changes with the macro.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod __macros {
+    pub use crate::calls::*;
+}
