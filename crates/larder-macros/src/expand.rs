@@ -88,7 +88,12 @@ impl Plan {
 
     fn cached(&self) -> TokenStream {
         let (function, name) = (&self.function, self.name());
-        let (attributes, vis, sig) = (&function.attrs, &function.vis, &function.sig);
+        let (vis, sig) = (&function.vis, &function.sig);
+        // What is expected of the body, the body has to fulfil.
+        let attributes = function
+            .attrs
+            .iter()
+            .filter(|attribute| !is_expectation(attribute));
         let (generics, wheres) = (&sig.generics, &sig.generics.where_clause);
         let (asyncness, output) = (&sig.asyncness, &sig.output);
         let inputs = self.inputs(|_| true, true);
@@ -427,7 +432,7 @@ impl Plan {
         quote! {
             let __larder_answer = #call.await;
             match __larder_answer {
-                ::core::option::Option::Some(answer) => answer,
+                ::core::option::Option::Some(__larder_given) => __larder_given,
                 ::core::option::Option::None => #uncached(#(#arguments),*).await,
             }
         }
@@ -525,8 +530,8 @@ impl Plan {
         );
         quote! {
             match #call {
-                ::core::result::Result::Ok(answer) => answer,
-                ::core::result::Result::Err(never) => match never {},
+                ::core::result::Result::Ok(__larder_given) => __larder_given,
+                ::core::result::Result::Err(__larder_never) => match __larder_never {},
             }
         }
     }
@@ -537,6 +542,11 @@ impl Plan {
         let doc = format!("[`{name}`](Self::{name}) without its cache: what it does on a miss.");
         let doc = self.linked(&doc);
         let head = self.head(&doc);
+        let expected = self
+            .function
+            .attrs
+            .iter()
+            .filter(|attribute| is_expectation(attribute));
         let mut sig = self.function.sig.clone();
         sig.ident = self.companion("uncached");
         for input in &mut sig.inputs {
@@ -549,7 +559,7 @@ impl Plan {
             }
         }
         let block = &self.function.block;
-        quote!(#head #sig #block)
+        quote!(#(#expected)* #head #sig #block)
     }
 
     /// A text with its links as they are written here.
@@ -707,6 +717,10 @@ enum Work {
     Now(TokenStream),
     /// Something that says what it found, and of which type.
     Returns(TokenStream, TokenStream),
+}
+
+fn is_expectation(attribute: &Attribute) -> bool {
+    attribute.path().is_ident("expect")
 }
 
 /// The place of something that the user wrote, for code that the user did not: the compiler points

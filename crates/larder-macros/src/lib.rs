@@ -21,12 +21,12 @@ use syn::{ItemFn, parse_macro_input};
 use crate::options::Options;
 use crate::plan::Plan;
 
-/// Caches.
+#[doc = include_str!("cached.md")]
 #[proc_macro_attribute]
 pub fn cached(options: TokenStream, function: TokenStream) -> TokenStream {
     let function = parse_macro_input!(function as ItemFn);
     // The function stays, so that the mistake is not reported at each of its callers.
-    let unchanged = quote!(#function);
+    let unchanged = quote!(#[allow(unused)] #function);
     let plan = syn::parse::<Options>(options).and_then(|options| Plan::new(options, function));
     match plan {
         Ok(plan) => expand::expand(&plan).into(),

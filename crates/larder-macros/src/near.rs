@@ -60,15 +60,9 @@ mod tests {
 
     #[test]
     fn the_nearest_come_first_and_otherwise_all() {
-        let known = ["user_id", "org_id", "limit"].map(String::from);
-        assert_eq!(
-            offer("usr_id", &known),
-            "; did you mean `user_id` or `org_id`?"
-        );
-        assert_eq!(
-            offer("x", &known),
-            "; there is `user_id`, `org_id`, `limit`"
-        );
+        let known = ["users", "user", "limit"].map(String::from);
+        assert_eq!(offer("usr", &known), "; did you mean `user` or `users`?");
+        assert_eq!(offer("x", &known), "; there is `users`, `user`, `limit`");
         assert_eq!(offer("x", &[]), "");
     }
 }

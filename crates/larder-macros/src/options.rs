@@ -105,8 +105,8 @@ impl Options {
             "tags" => self.tags = tags(input)?,
             "ignore" => self.ignore = ignored(input)?,
             "cache" => self.cache = Some(input.parse()?),
-            "version" => self.version = Some(number("version", input)?),
-            _ => self.max_entries = Some(number("max_entries", input)?),
+            "version" => self.version = Some(number("version", 2, input)?),
+            _ => self.max_entries = Some(number("max_entries", 10_000, input)?),
         }
         Ok(())
     }
@@ -223,7 +223,7 @@ fn ignored(input: ParseStream<'_>) -> syn::Result<Vec<Ident>> {
 }
 
 /// A number that is at least one.
-fn number<T>(option: &str, input: ParseStream<'_>) -> syn::Result<Spanned<T>>
+fn number<T>(option: &str, example: u64, input: ParseStream<'_>) -> syn::Result<Spanned<T>>
 where
     T: std::str::FromStr + PartialOrd + From<u8>,
     T::Err: std::fmt::Display,
@@ -244,7 +244,9 @@ where
         }),
         None => Err(syn::Error::new_spanned(
             value,
-            format!("`{option}` is a whole number, 1 or more: write for example `{option} = 2`"),
+            format!(
+                "`{option}` is a whole number, 1 or more: write for example `{option} = {example}`"
+            ),
         )),
     }
 }

@@ -108,8 +108,33 @@ mod companions {
         assert_eq!(square_uncached(7), Square(49));
     }
 
+    #[cached]
+    #[expect(clippy::needless_return, reason = "lints see the body where it is")]
+    fn expected(n: u64) -> u64 {
+        return n;
+    }
+
+    #[test]
+    fn what_is_expected_of_lints_goes_with_the_body() {
+        assert_eq!(expected(1), 1);
+    }
+
+    #[cfg(any())]
+    #[cached]
+    fn not_built(n: Missing) -> u64 {
+        n
+    }
+
+    #[cached]
+    #[cfg(any())]
+    fn not_built_either(n: Missing) -> u64 {
+        n
+    }
+
     mod inner {
-        /// Kept: `deny(missing_docs)` would not let it through otherwise.
+        #![deny(missing_docs)]
+
+        /// Documented, and so are its companions.
         #[larder::cached]
         #[must_use]
         pub(super) fn seen(n: u64) -> u64 {
@@ -291,6 +316,12 @@ mod methods {
         let _ = one.user(7).await;
         assert_eq!(one.user_info().loads, 3);
         assert_eq!(one.user_uncached(7).await, Ok(user(7)));
+        let elsewhere = tokio::spawn(async move { one.user(7).await });
+        assert_eq!(
+            elsewhere.await.unwrap(),
+            Ok(user(7)),
+            "its future is `Send`"
+        );
     }
 
     #[tokio::test]
