@@ -143,7 +143,12 @@ fn field(name: &str, span: Span) -> Result<Field, String> {
     let root = steps.next().unwrap_or_default();
     let ident = |step: &str| match step {
         "self" => Ok(Ident::new("self", span)),
-        step => syn::parse_str::<Ident>(step).map(|ident| Ident::new(&ident.to_string(), span)),
+        step => syn::parse_str::<Ident>(step)
+            .or_else(|_| syn::parse_str(&format!("r#{step}")))
+            .map(|mut ident: Ident| {
+                ident.set_span(span);
+                ident
+            }),
     };
     let no_name = |_| match root {
         "" => "has braces without the name of an argument".to_owned(),

@@ -436,6 +436,36 @@ mod arguments {
         assert_eq!(with_static_info().misses, 1);
     }
 
+    #[cached(key = "{type}:{order.match}", tags = ["{type}"])]
+    fn r#in(r#type: u8, order: Keyword) -> u8 {
+        r#type + order.r#match
+    }
+
+    struct Keyword {
+        r#match: u8,
+    }
+
+    #[test]
+    fn names_can_be_keywords() {
+        assert_eq!(r#in(1, Keyword { r#match: 2 }), 3);
+        assert_eq!(r#in(1, Keyword { r#match: 3 }), 4);
+        in_invalidate_tag("1");
+        assert_eq!(r#in(1, Keyword { r#match: 3 }), 4);
+        assert_eq!(in_info().misses, 3);
+    }
+
+    #[test]
+    fn a_function_can_stand_in_another() {
+        #[cached]
+        fn inside(n: Option<u64>) -> Option<u64> {
+            n
+        }
+        for n in [None, Some(1), Some(1)] {
+            assert_eq!(inside(n), n);
+        }
+        assert_eq!(inside_info().misses, 2);
+    }
+
     #[derive(Clone)]
     struct Order {
         id: u64,

@@ -113,7 +113,8 @@ where
     ///
     /// What `load` finds is not kept if its key was invalidated or written meanwhile. Callers that
     /// come at the same time may each load: nobody waits for another here. Within its grace a stale
-    /// value stands in for a load that fails. A key that is empty or too long is loaded and not kept.
+    /// value stands in for a load that fails. A key that is empty or too long is loaded and not kept,
+    /// and what may have been invalidated unheard, because the bus is silent, is loaded anew.
     ///
     /// # Errors
     ///

@@ -33,7 +33,8 @@
 //! The modules in reading order: `larder` and `cache` are the face; `read`, `look` and `write` are
 //! the only control flow; `policy`, `fence`, `flight`, `fill`, `loader`, `tier` and `memory` are
 //! what they call, and none of them calls back. `events` and `template` say what invalidates what,
-//! `sampler` how often the cache is wrong. [`store`] is what a tier must be able to do,
+//! `sampler` how often the cache is wrong. With the feature `macros`, `calls` is what functions that are
+//! `#[cached]` are made of. [`store`] is what a tier must be able to do,
 //! [`envelope`] how an entry looks there, [`key`] how a key does, [`clock`] where time comes from.
 
 pub mod backplane;
