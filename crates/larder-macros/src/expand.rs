@@ -398,16 +398,22 @@ impl Plan {
         }
     }
 
+    /// The call of the function as it was, with what this one was given.
+    fn call_uncached(&self) -> TokenStream {
+        let uncached = self.beside(&self.companion("uncached"), true);
+        let own = self.receiver.iter().map(|_| quote!(self));
+        let arguments = self.arguments.iter().map(|argument| {
+            let ident = &argument.ident;
+            quote!(#ident)
+        });
+        let given = own.chain(arguments);
+        quote!(#uncached(#(#given),*))
+    }
+
     /// The answer of an async function: from the cache, or from the function itself.
     fn answer_async(&self) -> TokenStream {
         let (shape, load) = (self.shape(), self.load_async());
-        let uncached = self.beside(&self.companion("uncached"), true);
-        let own = self.receiver.iter().map(|_| quote!(self));
-        let arguments = self
-            .arguments
-            .iter()
-            .map(|argument| argument.ident.to_token_stream());
-        let arguments = own.chain(arguments);
+        let uncached = self.call_uncached();
         let call = if self.returned.fails {
             let ty = &self.returned.ty;
             let way = quote_spanned! {at(ty.span())=> {
@@ -433,7 +439,7 @@ impl Plan {
             let __larder_answer = #call.await;
             match __larder_answer {
                 ::core::option::Option::Some(__larder_given) => __larder_given,
-                ::core::option::Option::None => #uncached(#(#arguments),*).await,
+                ::core::option::Option::None => #uncached.await,
             }
         }
     }
@@ -506,14 +512,7 @@ impl Plan {
     /// The answer of a function that is not async.
     fn answer_now(&self) -> TokenStream {
         let (shape, keeping) = (self.shape(), self.keeping_in_load());
-        let uncached = self.beside(&self.companion("uncached"), true);
-        let own = self.receiver.iter().map(|_| quote!(self));
-        let arguments = self
-            .arguments
-            .iter()
-            .map(|argument| argument.ident.to_token_stream());
-        let arguments = own.chain(arguments);
-        let work = quote!(#uncached(#(#arguments),*));
+        let work = self.call_uncached();
         let call = |error: TokenStream, work: TokenStream| {
             quote! {
                 ::larder::__macros::call_now::<#shape, _, _, #error>(

@@ -1,7 +1,5 @@
 //! What the README says of cached functions, as a program.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
-
 use larder::{Cache, CallKey, Larder, cached};
 
 #[derive(Clone)]
