@@ -28,6 +28,10 @@ pub enum Found {
     Percent(f64, Option<f64>),
     /// Bytes of memory.
     Bytes(f64),
+    /// Bytes for each of many, and how many there may be.
+    Each(f64, Option<f64>),
+    /// The longest times of rounds in nanoseconds, and how long the longest of all may be.
+    Longest(Spread, Option<f64>),
 }
 
 impl Row {
@@ -44,6 +48,16 @@ impl Row {
     /// When there was no round.
     pub fn times(work: impl Into<String>, times: &Times) -> crate::Result<Self> {
         let found = Found::Nanoseconds(times.nanoseconds()?, None);
+        Ok(Self::new(work, found))
+    }
+
+    /// The times of one contender, and the most nanoseconds that they may be.
+    ///
+    /// # Errors
+    ///
+    /// When there was no round.
+    pub fn times_within(work: impl Into<String>, times: &Times, limit: f64) -> crate::Result<Self> {
+        let found = Found::Nanoseconds(times.nanoseconds()?, Some(limit));
         Ok(Self::new(work, found))
     }
 
@@ -74,10 +88,11 @@ impl Found {
             [spread.median, spread.min, spread.max].map(show)
         };
         match self {
-            Self::Nanoseconds(spread, _) => three(spread, time),
+            Self::Nanoseconds(spread, _) | Self::Longest(spread, _) => three(spread, time),
             Self::Ratio(spread, _) => three(spread, |ratio| format!("{ratio:.2}")),
             Self::Count(count, _) => [count.to_string(), String::new(), String::new()],
             Self::Percent(share, _) => [format!("{share:.1} %"), String::new(), String::new()],
+            Self::Each(bytes, _) => [format!("{bytes:.1} B"), String::new(), String::new()],
             Self::Bytes(bytes) => [
                 format!("{:.1} MiB", bytes / f64::from(1 << 20)),
                 String::new(),
@@ -89,6 +104,8 @@ impl Found {
     fn target(self) -> String {
         match self {
             Self::Nanoseconds(_, Some(limit)) => format!("≤ {}", time(limit)),
+            Self::Longest(_, Some(limit)) => format!("max ≤ {}", time(limit)),
+            Self::Each(_, Some(limit)) => format!("≤ {limit:.0} B"),
             Self::Ratio(_, Some(limit)) => format!("≤ {limit:.2}"),
             Self::Percent(_, Some(limit)) => format!("≤ {limit:.0} %"),
             Self::Count(_, Some(limit)) => format!("≤ {limit}"),
@@ -96,14 +113,18 @@ impl Found {
         }
     }
 
-    /// Whether the median meets the target; `None` where there is none.
+    /// Whether the target is met, of several rounds by the median, unless it is about the longest;
+    /// `None` where there is none.
     fn met(self) -> Option<bool> {
         match self {
             Self::Bytes(_) => None,
             Self::Nanoseconds(spread, limit) | Self::Ratio(spread, limit) => {
                 limit.map(|limit| spread.median <= limit)
             }
-            Self::Percent(share, limit) => limit.map(|limit| share <= limit),
+            Self::Longest(spread, limit) => limit.map(|limit| spread.max <= limit),
+            Self::Percent(found, limit) | Self::Each(found, limit) => {
+                limit.map(|limit| found <= limit)
+            }
             Self::Count(count, limit) => limit.map(|limit| count <= limit),
         }
     }
@@ -293,17 +314,21 @@ mod tests {
             Row::new("time", Found::Nanoseconds(spread(99.6), Some(5e7))),
             Row::new("cost", Found::Percent(5.04, Some(5.0))),
             Row::new("size", Found::Bytes(1572864.0)),
+            Row::new("each", Found::Each(56.04, Some(56.0))),
+            Row::new("longest", Found::Longest(spread(0.5), Some(1000.0))),
             Row::count("loads", 2, Some(1)),
         ];
         let expected = "\
-| work  | median  | min  | max     | target    | met |
-|-------|---------|------|---------|-----------|-----|
-| hit   | 0.50    | 0.25 | 1234.00 | ≤ 0.50    | yes |
-| late  | 0.51    | 0.25 | 1234.00 | ≤ 0.50    | no  |
-| time  | 100 ns  | 0 ns | 1.2 µs  | ≤ 50.0 ms | yes |
-| cost  | 5.0 %   |      |         | ≤ 5 %     | no  |
-| size  | 1.5 MiB |      |         |           |     |
-| loads | 2       |      |         | ≤ 1       | no  |
+| work    | median  | min  | max     | target       | met |
+|---------|---------|------|---------|--------------|-----|
+| hit     | 0.50    | 0.25 | 1234.00 | ≤ 0.50       | yes |
+| late    | 0.51    | 0.25 | 1234.00 | ≤ 0.50       | no  |
+| time    | 100 ns  | 0 ns | 1.2 µs  | ≤ 50.0 ms    | yes |
+| cost    | 5.0 %   |      |         | ≤ 5 %        | no  |
+| size    | 1.5 MiB |      |         |              |     |
+| each    | 56.0 B  |      |         | ≤ 56 B       | no  |
+| longest | 0 ns    | 0 ns | 1.2 µs  | max ≤ 1.0 µs | no  |
+| loads   | 2       |      |         | ≤ 1          | no  |
 ";
         assert_eq!(table(&rows), expected);
     }

@@ -64,12 +64,13 @@ impl Times {
     ///
     /// When there was no round.
     pub fn ratio_to(&self, rival: &Self) -> crate::Result<Spread> {
-        Spread::of(
-            self.0
-                .iter()
-                .zip(&rival.0)
-                .map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()),
-        )
+        Spread::of(self.ratios_to(rival))
+    }
+
+    /// The same, round by round.
+    pub fn ratios_to(&self, rival: &Self) -> impl Iterator<Item = f64> {
+        let rounds = self.0.iter().zip(&rival.0);
+        rounds.map(|(a, b)| a.as_secs_f64() / b.as_secs_f64())
     }
 }
 
@@ -89,16 +90,40 @@ pub async fn interleave<const N: usize>(
     contenders: [&Contender<'_>; N],
 ) -> crate::Result<[Times; N]> {
     let mut times = std::array::from_fn(|_| Times::default());
-    for round in 0..=ROUNDS {
-        for turn in 0..N {
-            let who = (round + turn) % N;
-            let took = contenders[who]().await?;
-            if round > 0 {
-                times[who].push(took);
-            }
+    for (who, counts) in turns(N, ROUNDS) {
+        let took = contenders[who]().await?;
+        if counts {
+            times[who].push(took);
         }
     }
     Ok(times)
+}
+
+/// The same for `contenders` of them that are known by their numbers, and for so many `rounds`.
+///
+/// # Errors
+///
+/// Whatever a measurement ended with.
+pub fn interleaved(
+    contenders: usize,
+    rounds: usize,
+    mut measure: impl FnMut(usize) -> crate::Result<Duration>,
+) -> crate::Result<Vec<Times>> {
+    let mut times = vec![Times::default(); contenders];
+    for (who, counts) in turns(contenders, rounds) {
+        let took = measure(who)?;
+        if counts {
+            times[who].push(took);
+        }
+    }
+    Ok(times)
+}
+
+/// Whose turn it is, and whether that counts.
+fn turns(contenders: usize, rounds: usize) -> impl Iterator<Item = (usize, bool)> {
+    (0..=rounds).flat_map(move |round| {
+        (0..contenders).map(move |turn| ((round + turn) % contenders, round > 0))
+    })
 }
 
 /// Runs `work`, which gives the time of one operation many times over, in a task of the runtime,
@@ -170,6 +195,19 @@ mod tests {
         let counted: Vec<u64> = (2..=ROUNDS as u64 + 1).collect();
         assert_eq!(a.0, times(&counted).0);
         assert_eq!(b.0, times(&counted).0);
+    }
+
+    #[test]
+    fn so_many_rounds_count_as_are_asked_for_and_each_contender_has_its_own() {
+        let mut order = Vec::new();
+        let times = interleaved(3, 2, |who| {
+            order.push(who);
+            Ok(Duration::from_millis(order.len() as u64))
+        });
+        let times: Vec<_> = times.unwrap().into_iter().map(|times| times.0).collect();
+        assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
+        let expected = [[6, 8], [4, 9], [5, 7]].map(|each| self::times(&each).0);
+        assert_eq!(times, expected);
     }
 
     #[test]

@@ -35,19 +35,43 @@ pub fn keys() -> Vec<String> {
 /// `count` numbers of keys, drawn from a Zipf distribution with a fixed seed, so that every
 /// contender reads the same keys in the same order.
 pub fn zipf(count: usize) -> Vec<usize> {
-    let mut total = 0.0;
-    let cumulative: Vec<f64> = (1..=KEYS)
-        .map(|rank| {
+    let draws = Draws::new(KEYS).take(0, count);
+    draws.into_iter().map(|number| number as usize).collect()
+}
+
+/// Numbers of keys by a Zipf distribution of the exponent [`SKEW`].
+#[derive(Debug)]
+pub struct Draws {
+    /// For each rank the sum of the weights up to it.
+    cumulative: Vec<f64>,
+}
+
+impl Draws {
+    /// Of so many keys.
+    pub fn new(keys: usize) -> Self {
+        let mut total = 0.0;
+        let cumulative = (1..=keys).map(|rank| {
             total += (rank as f64).powf(-SKEW);
             total
-        })
-        .collect();
-    let mut random = fastrand::Rng::with_seed(0x1a2d_e201);
-    let mut draw = || {
-        let point = random.f64() * total;
-        cumulative.partition_point(|&sum| sum < point).min(KEYS - 1)
-    };
-    (0..count).map(|_| draw()).collect()
+        });
+        Self {
+            cumulative: cumulative.collect(),
+        }
+    }
+
+    /// `count` of them; the same for the same `series`.
+    pub fn take(&self, series: u64, count: usize) -> Vec<u32> {
+        let total = self.cumulative.last().copied().unwrap_or(0.0);
+        let last = self.cumulative.len().saturating_sub(1);
+        let mut random = fastrand::Rng::with_seed(0x1a2d_e201 + series);
+        let mut draw = || {
+            let point = random.f64() * total;
+            self.cumulative
+                .partition_point(|&sum| sum < point)
+                .min(last) as u32
+        };
+        (0..count).map(|_| draw()).collect()
+    }
 }
 
 #[cfg(test)]

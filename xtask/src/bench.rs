@@ -10,21 +10,32 @@ use crate::{budgets, provision};
 /// budgets are returned.
 pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<String, String> {
     let programs = [
-        (what.read_path, "read-path"),
-        (what.coherence, "coherence"),
-        (what.coherence, "beside-amalgam"),
+        (what.memory, "memory", Needs::Nothing),
+        (what.memory, "footprint", Needs::Nothing),
+        (what.read_path, "read-path", Needs::Servers),
+        (what.coherence, "coherence", Needs::Servers),
+        (what.coherence, "beside-amalgam", Needs::Servers),
+        (what.stampede, "stampede", Needs::Nothing),
     ];
-    for (report, program) in programs {
-        if let Some(report) = report {
+    for (report, program, needs) in programs {
+        let Some(report) = report else { continue };
+        if needs == Needs::Servers {
             provision::servers(workspace)?;
-            measure(workspace, program, &[], report)?;
         }
+        measure(workspace, program, &[], report)?;
     }
     if let Some((report, folder)) = &what.hitratio {
         measure(workspace, "hitratio", &[folder.as_os_str()], *report)?;
     }
     what.budgets
         .map_or(Ok(String::new()), |depth| build_budgets(workspace, depth))
+}
+
+/// What a benchmark finds on the machine.
+#[derive(PartialEq)]
+enum Needs {
+    Nothing,
+    Servers,
 }
 
 fn measure(

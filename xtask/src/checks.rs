@@ -17,7 +17,7 @@ struct Step {
 }
 
 /// What needs no test to be run. Left out when only some tests are asked for.
-const CHECKS: [Step; 8] = [
+const CHECKS: [Step; 9] = [
     Step {
         name: "format",
         run: |workspace, _, _| format(workspace),
@@ -50,10 +50,14 @@ const CHECKS: [Step; 8] = [
         name: "lints of the benchmarks",
         run: |workspace, _, _| benchmarks(workspace),
     },
+    Step {
+        name: "micro-benchmarks, once each",
+        run: |workspace, _, _| micro_benchmarks(workspace),
+    },
 ];
 
 /// The tests themselves. The examples in the documentation are tests of their own kind.
-const TESTS: [Step; 4] = [
+const TESTS: [Step; 5] = [
     Step {
         name: "unit and integration tests",
         run: |workspace, filter, tally| {
@@ -76,11 +80,15 @@ const TESTS: [Step; 4] = [
         run: |workspace, filter, tally| schedules(workspace, filter, tally),
     },
     Step {
+        name: "memory under memcheck",
+        run: |workspace, filter, tally| memcheck(workspace, filter, tally),
+    },
+    Step {
         name: "tests of the benchmarks",
         run: |workspace, filter, tally| {
             tests(
                 workspace,
-                "--manifest-path bench/Cargo.toml --lib",
+                "--manifest-path bench/Cargo.toml --lib --test footprint",
                 filter,
                 tally,
             )
@@ -155,6 +163,12 @@ fn benchmarks(workspace: &Workspace) -> Outcome {
     run_command(clippy.args(["--", "--deny", "warnings"])).map(|()| String::new())
 }
 
+/// They are no tests and count as none; but what nobody runs for long does not run any more.
+fn micro_benchmarks(workspace: &Workspace) -> Outcome {
+    let mut once = workspace.cargo("test --manifest-path bench/Cargo.toml --bench cache");
+    run_command(&mut once).map(|()| String::new())
+}
+
 fn tests(workspace: &Workspace, which: &str, filter: &[String], tally: &mut Tally) -> Outcome {
     let mut test = workspace.cargo("test --no-fail-fast");
     test.args(which.split_whitespace()).arg("--").args(filter);
@@ -171,6 +185,37 @@ fn schedules(workspace: &Workspace, filter: &[String], tally: &mut Tally) -> Out
     test.env("RUSTFLAGS", "--cfg shuttle");
     test.arg("schedules::");
     run_tests(&mut test, tally)
+}
+
+/// What runs a test program so that reads of what is not there, and blocks that nobody frees, are
+/// errors.
+const MEMCHECK: &str = "target.'cfg(all())'.runner = ['valgrind', '--quiet', \
+    '--error-exitcode=99', '--leak-check=full', '--show-leak-kinds=definite', \
+    '--errors-for-leak-kinds=definite']";
+
+/// Tests that take long for their numbers alone: others do the same to less.
+const TOO_LONG_FOR_MEMCHECK: [&str; 3] = [
+    "an_entry_takes_no_more_than",
+    "a_walk_sees_once",
+    "it_follows_the_model_for_long",
+];
+
+/// The tests of the memory tier once more, under valgrind. The engine itself forbids unsafe code, so
+/// this is about what it stands on. Programs of the same build are run, most of them without a test
+/// of that name.
+fn memcheck(workspace: &Workspace, filter: &[String], tally: &mut Tally) -> Outcome {
+    if !cfg!(target_os = "linux") {
+        return Ok("only on Linux".into());
+    }
+    if !filter.is_empty() && !filter.iter().any(|name| name.contains("memory")) {
+        return Ok("not asked for".into());
+    }
+    let mut test = workspace.cargo("test --workspace --all-features --lib --no-fail-fast");
+    test.args(["--config", MEMCHECK, "--", "memory::"]);
+    for name in TOO_LONG_FOR_MEMCHECK {
+        test.args(["--skip", name]);
+    }
+    run_tests(test.env("PROPTEST_CASES", "4"), tally)
 }
 
 fn run_tests(test: &mut std::process::Command, tally: &mut Tally) -> Outcome {

@@ -9,12 +9,18 @@ cargo xtask <command>
   provision             install what the tests need (Debian and Ubuntu packages, as root or by
                         sudo; cargo-deny from crates.io into target/tools)
   test [NAME]...        provision, then format, lints, documentation, dependencies, layers,
-                        budgets, unit and integration tests, doc tests, and the benchmarks'
-                        own lints and tests. With NAME: only tests whose names contain it
+                        budgets, unit and integration tests, doc tests, schedules, memory under
+                        valgrind, the benchmarks' own lints and tests, and each micro-benchmark
+                        once. With NAME: only tests
+                        whose names contain it
   bench                 all of the following
-  bench read-path       larder beside hand-written moka + redis-rs, and beside a bare GET
+  bench memory          the memory tier beside its rivals: times, bytes for each entry, pauses, and
+                        large tables beside small ones. Takes some minutes and some 5 GiB
+  bench read-path       larder beside hand-written moka + redis-rs and beside other caches of several
+                        tiers, and beside a bare GET
   bench coherence       invalidations, tags, the bus and round trips on a real server; and larder
                         beside amalgam-cache. Takes some minutes
+  bench stampede        many callers of one key at once, and XFetch
   bench hitratio DIR    larder's policies beside their rivals on the traces in DIR (NAME.txt.zst, a
                         key on each line); only where it is asked for
         --write         of these: also write the figures to their sections of docs/benchmarks.md
@@ -24,7 +30,14 @@ cargo xtask <command>
 ";
 
 const COMMANDS: [&str; 4] = ["provision", "test", "bench", "help"];
-const BENCHES: [&str; 4] = ["read-path", "coherence", "hitratio", "budgets"];
+const BENCHES: [&str; 6] = [
+    "memory",
+    "read-path",
+    "coherence",
+    "stampede",
+    "hitratio",
+    "budgets",
+];
 
 /// A command line, checked.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,10 +58,14 @@ pub(crate) enum Command {
 /// Which measurements to take.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Bench {
+    /// The memory tier beside its rivals.
+    pub(crate) memory: Option<Report>,
     /// The read path beside its rivals.
     pub(crate) read_path: Option<Report>,
     /// Coherence, alone and beside a rival.
     pub(crate) coherence: Option<Report>,
+    /// Many callers of one key.
+    pub(crate) stampede: Option<Report>,
     /// Hit ratios on the traces in a folder.
     pub(crate) hitratio: Option<(Report, PathBuf)>,
     /// The build budgets.
@@ -118,8 +135,10 @@ impl Bench {
         }
         let wanted = |name| which.is_none_or(|which| which == name);
         let mut bench = Self {
+            memory: wanted("memory").then_some(Report::Print),
             read_path: wanted("read-path").then_some(Report::Print),
             coherence: wanted("coherence").then_some(Report::Print),
+            stampede: wanted("stampede").then_some(Report::Print),
             hitratio: None,
             budgets: wanted("budgets").then_some(Depth::Library),
         };
@@ -136,15 +155,22 @@ impl Bench {
             [extra, ..] => return Err(unexpected(extra)),
         };
         Ok(Self {
+            memory: None,
             read_path: None,
             coherence: None,
+            stampede: None,
             hitratio: Some((report, folder.into())),
             budgets: None,
         })
     }
 
     fn accept(&mut self, option: &str) -> Result<(), String> {
-        let reports = [&mut self.read_path, &mut self.coherence];
+        let reports = [
+            &mut self.memory,
+            &mut self.read_path,
+            &mut self.coherence,
+            &mut self.stampede,
+        ];
         let reports = reports.into_iter().flatten();
         let accepted = match (option, &mut self.budgets) {
             ("--write", _) => reports.map(|report| *report = Report::Write).count() > 0,
@@ -163,12 +189,13 @@ fn unexpected(word: &str) -> String {
 }
 
 fn did_you_mean(what: &str, unknown: &str, known: &[&str]) -> String {
+    let known_ones = known.join(", ");
     let nearest = known.iter().min_by_key(|name| distance(unknown, name));
     match nearest {
         Some(name) if distance(unknown, name) <= name.len() / 2 => {
-            format!("unknown {what} `{unknown}`; did you mean `{name}`?")
+            format!("unknown {what} `{unknown}`; did you mean `{name}`? There is {known_ones}")
         }
-        _ => format!("unknown {what} `{unknown}`; there is {}", known.join(", ")),
+        _ => format!("unknown {what} `{unknown}`; there is {known_ones}"),
     }
 }
 
@@ -195,19 +222,28 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_command_is_answered_with_the_nearest_one() {
+    fn an_unknown_command_is_answered_with_the_nearest_one_and_all_there_are() {
+        let commands = "provision, test, bench, help";
+        let benches = "memory, read-path, coherence, stampede, hitratio, budgets";
         assert_eq!(
             parse("tset"),
-            Err("unknown command `tset`; did you mean `test`?".into())
+            Err(format!(
+                "unknown command `tset`; did you mean `test`? There is {commands}"
+            ))
         );
         assert_eq!(
             parse("bench read-pth"),
-            Err("unknown benchmark `read-pth`; did you mean `read-path`?".into())
+            Err(format!(
+                "unknown benchmark `read-pth`; did you mean `read-path`? There is {benches}"
+            ))
         );
-        assert!(
-            parse("xyzzy")
-                .unwrap_err()
-                .contains("there is provision, test, bench, help")
+        assert_eq!(
+            parse("xyzzy"),
+            Err(format!("unknown command `xyzzy`; there is {commands}"))
+        );
+        assert_eq!(
+            parse("bench xyzzy"),
+            Err(format!("unknown benchmark `xyzzy`; there is {benches}"))
         );
     }
 
@@ -226,23 +262,32 @@ mod tests {
 
     #[test]
     fn an_option_is_refused_where_it_would_do_nothing() {
-        let bench = |read_path, coherence, budgets| {
+        let bench = |[memory, read_path, coherence, stampede]: [_; 4], budgets| {
             Ok(Command::Bench(Bench {
+                memory,
                 read_path,
                 coherence,
+                stampede,
                 hitratio: None,
                 budgets,
             }))
         };
         let (print, write) = (Some(Report::Print), Some(Report::Write));
         let library = Some(Depth::Library);
-        assert_eq!(parse("bench"), bench(print, print, library));
-        assert_eq!(parse("bench --write"), bench(write, write, library));
-        assert_eq!(parse("bench read-path --write"), bench(write, None, None));
-        assert_eq!(parse("bench coherence"), bench(None, print, None));
+        assert_eq!(parse("bench"), bench([print; 4], library));
+        assert_eq!(parse("bench --write"), bench([write; 4], library));
+        let only = |which: usize, report| {
+            let mut reports = [None; 4];
+            reports[which] = report;
+            bench(reports, None)
+        };
+        assert_eq!(parse("bench memory --write"), only(0, write));
+        assert_eq!(parse("bench read-path --write"), only(1, write));
+        assert_eq!(parse("bench coherence"), only(2, print));
+        assert_eq!(parse("bench stampede"), only(3, print));
         assert_eq!(
             parse("bench budgets --demo"),
-            bench(None, None, Some(Depth::Demo))
+            bench([None; 4], Some(Depth::Demo))
         );
         assert!(parse("bench budgets --write").is_err());
         assert!(
@@ -255,7 +300,9 @@ mod tests {
             panic!("it is understood");
         };
         assert_eq!(traces.hitratio, Some((Report::Write, "traces".into())));
-        assert_eq!((traces.read_path, traces.budgets), (None, None));
+        assert_eq!((traces.memory, traces.read_path), (None, None));
+        assert_eq!((traces.coherence, traces.budgets), (None, None));
+        assert!(parse("bench memory --demo").is_err());
         assert!(parse("bench coherence --demo").is_err());
         assert!(parse("bench read-path --demo").is_err());
     }

@@ -11,7 +11,7 @@ struct Program {
     wanted_by: &'static str,
     /// The package of Debian and Ubuntu.
     package: &'static str,
-    /// The system service that the package brings and that nothing here uses.
+    /// The system service that the package brings, if any, and that nothing here uses.
     service: &'static str,
     elsewhere: &'static str,
     /// Where the package puts it, if that is not on `PATH`: a folder for each version, with the
@@ -19,8 +19,8 @@ struct Program {
     versions: Option<&'static str>,
 }
 
-/// What the tests of today start.
-const PROGRAMS: [Program; 2] = [
+/// The servers that tests and benchmarks start.
+const SERVERS: [Program; 2] = [
     Program {
         name: "redis-server",
         wanted_by: "the tests of the Redis tier",
@@ -39,6 +39,16 @@ const PROGRAMS: [Program; 2] = [
         versions: Some("/usr/lib/postgresql"),
     },
 ];
+
+/// What looks at the tests while they run. It is for Linux.
+const CHECKERS: [Program; 1] = [Program {
+    name: "valgrind",
+    wanted_by: "the tests of memory under memcheck",
+    package: "valgrind",
+    service: "",
+    elsewhere: "Fedora: dnf install valgrind; Alpine: apk add valgrind",
+    versions: None,
+}];
 
 /// Installs the packages named behind the first argument without starting their services.
 ///
@@ -59,7 +69,8 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update || echo 'the package lists are as old as they were' >&2
 for pair in "$@"; do
     apt-get install --yes --no-install-recommends "${pair%%=*}"
-    update-rc.d "${pair##*=}" disable || true
+    service=${pair##*=}
+    [ -z "$service" ] || update-rc.d "$service" disable || true
 done
 "#;
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -71,24 +82,34 @@ const CARGO_DENY: &str = "0.20.2";
 /// how to get it.
 pub(crate) fn for_tests(workspace: &Workspace) -> Result<String, String> {
     let servers = servers(workspace)?;
+    let checkers = match cfg!(target_os = "linux") {
+        true => provide(workspace, &CHECKERS)?,
+        false => "no checker".into(),
+    };
     cargo_deny(workspace)?;
-    Ok(format!("{servers}, cargo-deny {CARGO_DENY}"))
+    Ok(format!("{servers}, {checkers}, cargo-deny {CARGO_DENY}"))
 }
 
 /// Installs the servers that tests and benchmarks start.
 pub(crate) fn servers(workspace: &Workspace) -> Result<String, String> {
-    let missing: Vec<&Program> = PROGRAMS.iter().filter(|p| !is_installed(p)).collect();
+    provide(workspace, &SERVERS)
+}
+
+/// Installs what is missing of `programs`, and names them.
+fn provide(workspace: &Workspace, programs: &[Program]) -> Result<String, String> {
+    let missing: Vec<&Program> = programs.iter().filter(|p| !is_installed(p)).collect();
     if !missing.is_empty() {
         install(workspace, &missing).map_err(|why| explain(&missing, &why))?;
     }
-    let still: Vec<&Program> = PROGRAMS.iter().filter(|p| !is_installed(p)).collect();
+    let still: Vec<&Program> = programs.iter().filter(|p| !is_installed(p)).collect();
     if !still.is_empty() {
         return Err(explain(
             &still,
             "the package was installed, yet the program is not where it should be",
         ));
     }
-    Ok(PROGRAMS.map(|program| program.name).join(", "))
+    let names: Vec<_> = programs.iter().map(|program| program.name).collect();
+    Ok(names.join(", "))
 }
 
 fn install(workspace: &Workspace, missing: &[&Program]) -> Result<(), String> {
@@ -185,9 +206,11 @@ mod tests {
 
     use super::*;
 
+    const PAIR: &str = "some-server=some-service";
+
     /// Runs [`INSTALL`] with stand-ins for what it calls, and returns whether it succeeded and
     /// what they saw, one line each.
-    fn install_in(folder: &Path, apt_get_install: &str) -> (bool, String) {
+    fn install_in(folder: &Path, pair: &str, apt_get_install: &str) -> (bool, String) {
         let policy = folder.join("policy-rc.d");
         let log = folder.join("log");
         for program in ["apt-get", "update-rc.d"] {
@@ -203,7 +226,7 @@ mod tests {
         shell
             .args(["-c", INSTALL, "provision"])
             .arg(&policy)
-            .arg("some-server=some-service");
+            .arg(pair);
         let succeeded = shell.env("PATH", path).status().unwrap().success();
         (succeeded, fs::read_to_string(log).unwrap())
     }
@@ -233,7 +256,7 @@ apt-get install --yes --no-install-recommends some-server guarded
     #[test]
     fn services_are_held_back_while_packages_are_installed_and_no_longer() {
         let folder = Folder::new("install");
-        let (succeeded, seen) = install_in(&folder.0, "true");
+        let (succeeded, seen) = install_in(&folder.0, PAIR, "true");
         assert!(succeeded);
         assert_eq!(
             seen,
@@ -243,9 +266,20 @@ apt-get install --yes --no-install-recommends some-server guarded
     }
 
     #[test]
+    fn a_package_without_a_service_has_none_disabled() {
+        let folder = Folder::new("no-service");
+        let (succeeded, seen) = install_in(&folder.0, "some-server=", "true");
+        assert!(succeeded);
+        assert_eq!(seen, SEEN);
+    }
+
+    #[test]
     fn a_failed_installation_is_an_error_and_releases_the_services() {
         let folder = Folder::new("failed-install");
-        assert_eq!(install_in(&folder.0, "exit 100"), (false, SEEN.into()));
+        assert_eq!(
+            install_in(&folder.0, PAIR, "exit 100"),
+            (false, SEEN.into())
+        );
         assert!(!folder.0.join("policy-rc.d").exists());
     }
 
@@ -254,7 +288,7 @@ apt-get install --yes --no-install-recommends some-server guarded
         let folder = Folder::new("own-policy");
         let policy = folder.0.join("policy-rc.d");
         fs::write(&policy, "the machine's own").unwrap();
-        assert!(install_in(&folder.0, "true").0);
+        assert!(install_in(&folder.0, PAIR, "true").0);
         assert_eq!(fs::read_to_string(policy).unwrap(), "the machine's own");
     }
 
@@ -271,7 +305,7 @@ apt-get install --yes --no-install-recommends some-server guarded
 
     #[test]
     fn what_is_missing_is_said_with_the_reason_and_the_way_to_get_it() {
-        let text = explain(&[&PROGRAMS[0]], "this system has no apt-get");
+        let text = explain(&[&SERVERS[0]], "this system has no apt-get");
         let expected = "\
 missing: redis-server, which the tests of the Redis tier start
   not installed: this system has no apt-get

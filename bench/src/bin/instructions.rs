@@ -1,24 +1,83 @@
-//! Reads of one kind and nothing else, for callgrind to count.
+//! Operations of one kind and nothing else, for callgrind to count.
 //!
 //! ```text
 //! valgrind --tool=callgrind target/release/instructions redis 1000   # and once more with 11000
 //! ```
 //!
-//! The difference of two runs, by the difference of their reads, is what one read costs.
+//! The difference of two runs, by the difference of their numbers, is what one operation costs.
+//!
+//! - `hit` and `insert`, of `larder`, its `engine`, `moka`, `quick_cache` and the `floor`, as in
+//!   `hit-moka`: tables as the benchmark `memory` has them; inserts are of new keys into a full one
+//! - `memory`, `memory-tagged`: `get_or_load` of a cache above Redis that memory answers
+//! - `redis`, `tagged`: the same past memory, and `bare` a GET alone
+
+use std::hint::black_box;
+use std::sync::Arc;
 
 use larder::{Cache, Larder, Loaded, Read, Tiers};
 use larder_bench::Result;
+use larder_bench::tables::{self, Floor, Table};
 use larder_bench::workload::Page;
+use larder_bench_engine::Engine;
 use larder_redis::Redis;
 use larder_testkit::RedisServer;
+
+/// How many entries a table takes.
+const ENTRIES: u64 = 10_000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, reads] = arguments.as_slice() else {
-        return Err("usage: instructions memory|redis|tagged|bare READS".into());
+    let [what, count] = arguments.as_slice() else {
+        return Err("usage: instructions WHAT COUNT".into());
     };
-    let reads: usize = reads.parse()?;
+    let count: usize = count.parse()?;
+    match what.split_once('-') {
+        Some(("hit", name)) => in_table(name, |table| hits(table, count)),
+        Some(("insert", name)) => in_table(name, |table| inserts(table, count)),
+        _ => in_cache(what, count).await,
+    }
+}
+
+type Pages = dyn Table<String, Arc<u64>>;
+
+fn in_table(name: &str, work: impl FnOnce(&Pages)) -> Result<()> {
+    match name {
+        "larder" => work(&tables::larder::<String, u64>(ENTRIES)?),
+        "engine" => work(&Engine::new(ENTRIES)),
+        "moka" => work(&moka::sync::Cache::new(ENTRIES)),
+        "quick_cache" => work(&quick_cache::sync::Cache::new(ENTRIES as usize)),
+        "floor" => work(&Floor::default()),
+        _ => return Err(format!("there is no table `{name}`").into()),
+    }
+    Ok(())
+}
+
+fn key(number: u64) -> String {
+    format!("page:{number:08}")
+}
+
+fn hits(table: &Pages, count: usize) {
+    let keys: Vec<_> = (0..ENTRIES / 2).map(key).collect();
+    for key in &keys {
+        table.insert(key.clone(), Arc::new(0));
+    }
+    for key in keys.iter().cycle().take(count) {
+        black_box(table.get(key));
+    }
+}
+
+fn inserts(table: &Pages, count: usize) {
+    let value = Arc::new(0);
+    for number in 0..2 * ENTRIES {
+        table.insert(key(number), Arc::clone(&value));
+    }
+    for number in 0..count as u64 {
+        table.insert(key(2 * ENTRIES + number), Arc::clone(&value));
+    }
+}
+
+async fn in_cache(what: &str, reads: usize) -> Result<()> {
     let server = RedisServer::start()?;
     if what == "bare" {
         return bare(&server, reads).await;
@@ -29,17 +88,15 @@ async fn main() -> Result<()> {
         .build()?;
     let cache: Cache<String, Page> = larder.cache("page").build()?;
     let key = "page:00000000".to_owned();
-    let tags: &[&str] = if what == "tagged" {
-        &["one", "two"]
-    } else {
-        &[]
+    let (tiers, tags): (_, &[&str]) = match what {
+        "memory" => (Tiers::All, &[]),
+        "memory-tagged" => (Tiers::All, &["one", "two"]),
+        "redis" => (Tiers::Shared, &[]),
+        "tagged" => (Tiers::Shared, &["one", "two"]),
+        _ => return Err(format!("`{what}` cannot be counted").into()),
     };
     let load = |_| async move { Result::Ok(Loaded::value(Page::of(0)).tags(tags.iter().copied())) };
     cache.get_or_load(&key, load).await?;
-    let tiers = match what.as_str() {
-        "memory" => Tiers::All,
-        _ => Tiers::Shared,
-    };
     let reader = cache.with(Read::new().tiers(tiers));
     for _ in 0..reads {
         let held = reader

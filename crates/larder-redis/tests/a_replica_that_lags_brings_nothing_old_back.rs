@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder::clock::{Clock, SystemClock};
-use larder::{Cache, Larder, Loaded};
+use larder::{Cache, Larder, Loaded, Read};
 use larder_redis::Redis;
 use larder_testkit::{Error, Gate, PostgresServer, RedisServer};
 
@@ -103,13 +103,12 @@ async fn what_a_standby_that_lags_gives_is_served_and_stored_nowhere() {
     assert_eq!(rows_there.get(&3).await.unwrap().as_deref(), Some(&1));
 
     let version = databases.write(1);
-    assert!(
-        rows_here
-            .invalidate_before(&1, version)
-            .await
-            .unwrap()
-            .is_acked()
-    );
+    let told = rows_here.invalidate_before(&1, version).await.unwrap();
+    assert!(told.is_acked());
+    // Until the bus brings it, the other process serves what it has.
+    let token = told.token().unwrap();
+    let heard = rows_there.with(Read::new().after(token));
+    assert_eq!(heard.get(&1).await.unwrap(), None);
     for rows in [&rows_there, &rows_here, &rows_there] {
         assert_eq!(load(rows, &databases, 1).await, 1, "its own load");
         assert_eq!(rows.get(&1).await.unwrap(), None, "stored nowhere");

@@ -18,8 +18,8 @@ pub(crate) struct Held<V> {
     pub times: Times,
     /// The epoch of its fill, or of the last time when somebody looked at it closely.
     pub stamp: AtomicU64,
-    /// How long the load took, in milliseconds.
-    pub load_ms: u64,
+    /// How long the load took, in milliseconds, up to 49 days.
+    pub load_ms: u32,
     /// The length of the encoded value, in bytes; zero where it was never encoded.
     pub encoded_len: u32,
     /// The id of its fill, which the tiers have in front of their copies; `None` if none has one.
@@ -78,6 +78,17 @@ pub(crate) struct Times {
     pub retry_at: Millis,
 }
 
+/// What a read tells of an entry's life, by the monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lived {
+    /// When the value was filled.
+    created: i64,
+    /// Until when it is fresh, or was.
+    fresh_until: i64,
+    /// How long the load took that filled it, in milliseconds.
+    load_ms: u32,
+}
+
 impl<V> Clone for Held<V> {
     fn clone(&self) -> Self {
         Self {
@@ -93,6 +104,19 @@ impl<V> Clone for Held<V> {
 }
 
 impl<V> Held<V> {
+    /// A value that is no entry: nobody loaded it, and nobody keeps it.
+    pub(crate) fn of_nothing(value: V) -> Self {
+        Self {
+            value: Some(Arc::new(value)),
+            times: Times::default(),
+            stamp: AtomicU64::new(u64::MAX),
+            load_ms: 0,
+            encoded_len: 0,
+            fill_id: None,
+            details: None,
+        }
+    }
+
     pub(crate) fn stamp(&self) -> u64 {
         // Whoever reads a stamp too old looks at the entry once more.
         self.stamp.load(Relaxed)
@@ -101,6 +125,23 @@ impl<V> Held<V> {
     /// Notes that nothing happened to the entry up to `epoch`.
     pub(crate) fn stamp_anew(&self, epoch: u64) {
         self.stamp.store(epoch, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn lived(&self) -> Lived {
+        Lived {
+            created: self.times.created,
+            fresh_until: self.times.fresh_until,
+            load_ms: self.load_ms,
+        }
+    }
+
+    /// Whether both are of one fill.
+    pub(crate) fn is_same_fill(&self, other: &Self) -> bool {
+        match (self.fill_id, other.fill_id) {
+            (Some(mine), Some(other)) => mine == other,
+            _ => self.times.created == other.times.created,
+        }
     }
 
     /// The tags of the entry, without that of its cache.
@@ -213,11 +254,6 @@ impl Times {
         }
     }
 
-    /// How long ago the value was filled.
-    pub(crate) fn age(&self, now: Millis) -> Duration {
-        Duration::from_millis(since(self.created, now))
-    }
-
     /// How long the value stays fresh.
     pub(crate) fn remaining(&self, now: Millis) -> Duration {
         Duration::from_millis(self.fresh_left(now))
@@ -238,10 +274,35 @@ impl Times {
     }
 
     fn fresh_left(&self, now: Millis) -> Millis {
-        u64::try_from(self.fresh_until)
-            .unwrap_or(0)
-            .saturating_sub(now)
+        until(self.fresh_until, now)
     }
+}
+
+impl Lived {
+    /// Whether this is said of an entry that was filled when `held` was.
+    pub(crate) fn is_of<V>(&self, held: &Held<V>) -> bool {
+        self.created == held.times.created
+    }
+
+    /// How long ago the value was filled.
+    pub(crate) fn age(&self, now: Millis) -> Duration {
+        Duration::from_millis(since(self.created, now))
+    }
+
+    /// How long the value stays fresh.
+    pub(crate) fn remaining(&self, now: Millis) -> Duration {
+        Duration::from_millis(until(self.fresh_until, now))
+    }
+
+    /// How long the load took that filled it; `None` if it was set by hand.
+    pub(crate) fn load_time(&self) -> Option<Duration> {
+        (self.load_ms > 0).then(|| Duration::from_millis(self.load_ms.into()))
+    }
+}
+
+/// How long after `now` it will be `then`; zero if that is over.
+fn until(then: i64, now: Millis) -> Millis {
+    u64::try_from(then).unwrap_or(0).saturating_sub(now)
 }
 
 /// How long before `now` it was `then`; zero if that is still to come.

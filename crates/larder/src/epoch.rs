@@ -84,6 +84,7 @@ impl Epochs {
     }
 
     /// The epoch that a current entry carries.
+    #[inline]
     pub(crate) fn now(&self) -> u64 {
         self.now.load(SeqCst)
     }
@@ -153,6 +154,7 @@ impl Epochs {
     }
 
     /// Whether there is trust at `now`, unless it was lost since the last word.
+    #[inline]
     pub(crate) fn lasts_at(&self, now: Millis) -> bool {
         now < self.trusted_until.load(Relaxed)
     }

@@ -39,6 +39,8 @@ pub enum ErrorKind {
     LoadPanicked,
     /// Too many loads are running and waiting in this cache.
     Overloaded,
+    /// A loader asked for the very key that it was loading, and would have waited for itself.
+    Reentered,
     /// The key is empty or too long. Nothing was read or stored.
     Key,
     /// The cache or the larder was configured wrongly.
@@ -99,6 +101,17 @@ impl Error {
         )
     }
 
+    /// A loader asks for what it is loading.
+    pub(crate) fn reentered(cache: &str) -> Self {
+        Self::new(
+            ErrorKind::Reentered,
+            format!(
+                "a loader of cache `{cache}` asks for the key that it is loading; read the source \
+                 there, or another key"
+            ),
+        )
+    }
+
     /// A caller's own deadline passed.
     pub(crate) fn out_of_patience(deadline: Duration) -> Self {
         let millis = deadline.as_millis();
@@ -133,7 +146,7 @@ impl Error {
     pub(crate) fn load_lost() -> Self {
         Self::new(
             ErrorKind::LoadPanicked,
-            "what the loader found got lost: the weigher panicked, or the load's runtime ended",
+            "what the loader found got lost: the weigher panicked, or the load's runtime ended or has no timers (`enable_time`)",
         )
     }
 

@@ -106,6 +106,14 @@ impl<V> Landed<V> {
         }
     }
 
+    /// What stands in where a load failed and there is nothing stale.
+    pub(crate) fn default_of(held: Held<V>) -> Self {
+        Self {
+            origin: Origin::StandIn,
+            ..Self::fenced(held)
+        }
+    }
+
     /// Whether a caller that accepts so much staleness may be served with it.
     pub(crate) fn is_usable(&self, now: Millis, max_stale: Option<Duration>) -> bool {
         let stale = self.held.as_ref().filter(|_| self.state == State::Stale);
@@ -120,7 +128,7 @@ pub(crate) enum Origin {
     /// Memory, and the lowest tier says that it still stands.
     Confirmed,
     /// The tier at this depth below memory.
-    Tier(usize),
+    Tier(u32),
     Loader,
     /// A stale entry, because the load failed.
     StandIn,
@@ -148,6 +156,8 @@ pub(crate) struct FillGuard<K: Send + Sync + 'static, V: Send + Sync + 'static> 
     suspect: Option<Held<V>>,
     /// The newest stale entry seen on the way: the stand-in if the load fails.
     stale: Option<Held<V>>,
+    /// Whether this fill renews an entry that is fresh yet: the one that `stale` is then.
+    renews: bool,
     /// The stale entry that the loader was shown, which is the one that it may renew.
     shown: Option<Held<V>>,
     /// How stale an entry may be to content whoever leads this fill.
@@ -180,6 +190,7 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
             lowest_answered: false,
             suspect: None,
             stale: None,
+            renews: false,
             shown: None,
             max_stale: None,
             unheard: false,
@@ -322,6 +333,23 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
         if known.is_none_or(|known| known < held.times.fresh_until) {
             self.stale = Some(held);
         }
+    }
+
+    /// Notes a fresh entry that this fill is to renew.
+    pub(crate) fn renews(&mut self, held: Held<V>) {
+        self.renews = true;
+        self.stale = Some(held);
+    }
+
+    /// Whether this fill renews an entry that is fresh yet, so that nobody waits for it.
+    pub(crate) fn is_early(&self) -> bool {
+        self.renews
+    }
+
+    /// Whether this is the fresh entry that is to be renewed, or one that is no newer.
+    pub(crate) fn is_to_renew(&self, held: &Held<V>) -> bool {
+        let renewed = self.stale.as_ref().filter(|_| self.renews);
+        renewed.is_some_and(|renewed| renewed.is_same_fill(held))
     }
 
     /// Gives the stale entry to everybody who waits or comes, while the fill goes on.

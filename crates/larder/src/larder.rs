@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::backplane::Backplane;
 use crate::bus::{BusStats, Census, Member};
-use crate::cache::{self, Cache, Groups, Inner, RemovalListener, Weigher};
+use crate::cache::{self, Cache, Fallback, Groups, Inner, RemovalListener, Weigher};
 use crate::clock::{Clock, SystemClock};
 use crate::codec::{Codec, ValueCodec};
 use crate::courier::{Courier, Errand, Receipt};
@@ -179,6 +179,7 @@ impl Larder {
             options: CacheOptions::default(),
             weigher: None,
             listener: None,
+            fallback: None,
             groups: None,
             problem: None,
             types: PhantomData,
@@ -488,6 +489,7 @@ pub struct CacheBuilder<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     options: CacheOptions,
     weigher: Option<Weigher<K, V>>,
     listener: Option<RemovalListener<K, V>>,
+    fallback: Option<Fallback<K, V>>,
     groups: Option<Groups<K>>,
     /// The first option that could not be understood.
     problem: Option<Error>,
@@ -535,6 +537,28 @@ where
     /// See [`CacheOptions::jitter`].
     pub fn jitter(mut self, share: f64) -> Self {
         self.options.jitter = share;
+        self
+    }
+
+    /// See [`CacheOptions::eager_refresh`].
+    pub fn eager_refresh(mut self, share: f64) -> Self {
+        self.options.eager_refresh = Some(share);
+        self
+    }
+
+    /// See [`CacheOptions::xfetch`].
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let reports: Cache<u64, String> =
+    ///     Larder::local().cache("report").ttl("10m").xfetch(1.0).in_memory()?;
+    /// assert!(Larder::local().cache::<u64, String>("r").xfetch(-1.0).in_memory().is_err());
+    /// # Ok(()) }
+    /// ```
+    pub fn xfetch(mut self, beta: f64) -> Self {
+        self.options.xfetch = Some(beta);
         self
     }
 
@@ -656,6 +680,54 @@ where
         self
     }
 
+    /// See [`CacheOptions::soft_deadline`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// use larder::{Cache, Larder, Loaded};
+    ///
+    /// let rates: Cache<String, f64> = Larder::local()
+    ///     .cache("rate")
+    ///     .stale_on_error("1h")
+    ///     .soft_deadline("20ms")
+    ///     .in_memory()?;
+    /// let stale = Loaded::value(1.08).ttl("1ms");
+    /// rates.set_in_memory("EUR".to_owned(), stale)?;
+    /// tokio::time::sleep(Duration::from_millis(50)).await;
+    /// let slow = |_| async {
+    ///     tokio::time::sleep(Duration::from_secs(10)).await;
+    ///     Ok::<_, std::io::Error>(1.09)
+    /// };
+    /// assert_eq!(*rates.get_or_load("EUR", slow).await?, 1.08); // the load goes on
+    /// # Ok(()) }
+    /// ```
+    pub fn soft_deadline(mut self, patience: impl Span) -> Self {
+        self.options.soft_deadline = self.span("soft_deadline", patience);
+        self
+    }
+
+    /// What callers are given where a load fails and no stale entry may stand in: the first time a
+    /// value is asked for, say. It is stored nowhere, and so is what is made from it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let flags: Cache<String, bool> =
+    ///     Larder::local().cache("flag").default_on_error(|_flag| false).in_memory()?;
+    /// let load = |_| async { Err::<bool, _>(std::io::Error::other("no route")) };
+    /// assert!(!*flags.get_or_load("beta", load).await?);
+    /// # Ok(()) }
+    /// ```
+    pub fn default_on_error(mut self, default: impl Fn(&K) -> V + Send + Sync + 'static) -> Self {
+        self.fallback = Some(Box::new(default));
+        self
+    }
+
     /// See [`CacheOptions::load_concurrency`].
     pub fn load_concurrency(mut self, loads: usize) -> Self {
         self.options.load_concurrency = loads;
@@ -759,6 +831,7 @@ where
             tiers,
             codec,
             weigher: self.weigher,
+            fallback: self.fallback,
             groups: self.groups,
             enlist_at: AtomicU64::new(0),
             turns: Turns::new(options.load_concurrency, options.load_queue),

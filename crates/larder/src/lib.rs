@@ -37,6 +37,8 @@
 //! `#[cached]` are made of. [`store`] is what a tier must be able to do,
 //! [`envelope`] how an entry looks there, [`key`] how a key does, [`clock`] where time comes from.
 
+#![forbid(unsafe_code)]
+
 pub mod backplane;
 pub mod clock;
 pub mod envelope;
@@ -51,6 +53,7 @@ mod calls;
 mod codec;
 mod confirm;
 mod courier;
+mod entries;
 mod entry;
 mod epoch;
 mod error;
@@ -92,6 +95,7 @@ pub use calls::CallKey;
 pub use clock::Clock;
 pub use codec::Codec;
 pub use courier::{Receipt, Token};
+pub use entries::{Entries, Entry};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};

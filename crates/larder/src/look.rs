@@ -206,6 +206,8 @@ where
                 tier.count_hit();
                 hits.push(hit);
             }
+            // Somebody else renews what is fresh here: nobody waits for it.
+            Verdict::GoesOn(fill, Otherwise::Elsewhere) if fill.is_early() => drop(fill),
             Verdict::GoesOn(fill, Otherwise::Elsewhere) => seen.elsewhere.push(fill),
             Verdict::GoesOn(fill, otherwise) => {
                 tier.count_miss();
@@ -284,6 +286,8 @@ where
                 fill.leased(depth, since);
             }
         }
+        // Where somebody else has the lease, they renew what is fresh here.
+        fills.retain(|fill| !fill.is_early() || fill.holds_lease(depth));
     }
     fills
 }
@@ -428,17 +432,25 @@ where
     let times = held.times.without_memory_ttl();
     let decision = policy::decide(&times, Standing::Current, now, None);
     match decision {
+        Decision::Serve if fill.is_to_renew(&held) => {
+            fill.saw_stale(held);
+            return Verdict::GoesOn(fill, otherwise);
+        }
         Decision::Serve if seeking.accepts(&held) => {}
         Decision::ServeAndRefresh if otherwise != Otherwise::Unusable => {
             let goes_on = fill.holds_lease(depth) || !fill.is_content_with(&held, now);
             if seeking != Seeking::Peek && goes_on {
                 // Everybody is served; this fill goes on and refreshes behind their backs.
-                write::show_stale(cache, &mut fill, held, Origin::Tier(depth));
+                write::show_stale(cache, &mut fill, held, Origin::Tier(depth as u32));
                 return Verdict::GoesOn(fill, otherwise);
             }
         }
         Decision::Forget => return Verdict::GoesOn(fill, otherwise),
         _ => {
+            if cache.rules.soft_deadline.is_some() {
+                // Callers that wait no longer are served from memory.
+                write::keep(cache, &fill, held.clone());
+            }
             fill.saw_stale(held);
             return Verdict::GoesOn(fill, otherwise);
         }
@@ -499,7 +511,7 @@ async fn promote<K, V>(
         ..
     } in hits
     {
-        let origin = Origin::Tier(depth);
+        let origin = Origin::Tier(depth as u32);
         let landed = if decision == Decision::Serve {
             Landed::fresh(held.clone(), origin)
         } else {

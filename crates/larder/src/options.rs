@@ -74,6 +74,14 @@ pub struct CacheOptions {
     /// The share of the TTL, 0 to 1, by which it is shortened at random, drawn once per fill, so
     /// that entries filled together do not expire together. Default 0.
     pub jitter: f64,
+    /// The share of its TTL, above 0 and below 1, behind which a read refreshes an entry in the
+    /// background though it is fresh. Default: never.
+    pub eager_refresh: Option<f64>,
+    /// Refreshes an entry in the background before its TTL ends, at random: the longer its load took
+    /// and the nearer the end, the likelier. The number, above 0, is how eager to be; 1 is the
+    /// optimum of "Optimal Probabilistic Cache Stampede Prevention" (Vattani, Chierichetti and
+    /// Lowenstein, 2015). Default: never.
+    pub xfetch: Option<f64>,
     /// How long behind its TTL an entry is still served, while one load refreshes it in the
     /// background. Default 0.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
@@ -93,15 +101,23 @@ pub struct CacheOptions {
     /// the shorter of the TTL and 60 s where a tier is shared with other processes, else the TTL.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
     pub memory_ttl: Option<Duration>,
-    /// The bound of the memory tier in entries. At most one of the two bounds may be set.
+    /// The bound of the memory tier in entries. At most one of the two bounds may be set. Under a
+    /// bound of zero memory holds nothing: loads are served, and shared, all the same.
     pub capacity: Option<u64>,
-    /// The bound of the memory tier in bytes. Default 64 MiB.
+    /// The bound of the memory tier in bytes, 48 for each entry's own needs included. Default 64 MiB.
+    /// A value of up to 4 MiB, or up to the bound if that is less, always fits. A heavier one may be
+    /// refused, which is counted as [`too_large`](crate::CacheStats::too_large) and evicts nothing.
     pub capacity_bytes: Option<u64>,
     /// Which entry leaves memory when room is needed. Default [`Policy::Adaptive`].
     pub policy: Policy,
     /// How long a load may take. Past it the load no longer counts. Default 30 s.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
     pub load_deadline: Duration,
+    /// How long a caller waits for a load where a stale entry may stand in: past that it is served,
+    /// and the load goes on. Stale entries are kept for `grace` and `stale_on_error`. Default: until
+    /// the load has failed.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
+    pub soft_deadline: Option<Duration>,
     /// How many loads of this cache run at once; more wait. Default 256.
     pub load_concurrency: usize,
     /// How many loads may wait for their turn; more fail as overloaded. Default 10,000.
@@ -128,6 +144,8 @@ impl Default for CacheOptions {
             version: 1,
             ttl: Some(Duration::from_secs(3600)),
             jitter: 0.0,
+            eager_refresh: None,
+            xfetch: None,
             grace: Duration::ZERO,
             stale_on_error: Duration::ZERO,
             error_throttle: Duration::from_secs(5),
@@ -137,6 +155,7 @@ impl Default for CacheOptions {
             capacity_bytes: None,
             policy: Policy::default(),
             load_deadline: Duration::from_secs(30),
+            soft_deadline: None,
             load_concurrency: 256,
             load_queue: 10_000,
             lease: None,
@@ -168,6 +187,20 @@ impl CacheOptions {
                 "jitter is {jitter}; it is a share of the TTL, from 0 to 1"
             )));
         }
+        if let Some(share) = self.eager_refresh
+            && !(share > 0.0 && share < 1.0)
+        {
+            return Err(Error::config(format!(
+                "eager_refresh is {share}; it is a share of the TTL, above 0 and below 1"
+            )));
+        }
+        if let Some(beta) = self.xfetch
+            && !(beta > 0.0 && beta.is_finite())
+        {
+            return Err(Error::config(format!(
+                "xfetch is {beta}; it is a number above 0, and 1 is usual"
+            )));
+        }
         if self.load_concurrency == 0 || self.load_concurrency > tokio::sync::Semaphore::MAX_PERMITS
         {
             return Err(Error::config(
@@ -186,12 +219,17 @@ impl CacheOptions {
             ttl: self.ttl.map_or(LONGEST, lifetime),
             no_ttl: self.ttl.is_none(),
             jitter: self.jitter,
+            early: Early {
+                share: self.eager_refresh.unwrap_or(1.0),
+                beta: self.xfetch.unwrap_or(0.0),
+            },
             grace: lifetime(self.grace),
             stale: lifetime(self.grace.max(self.stale_on_error)),
             error_throttle: lifetime(self.error_throttle),
             negative_ttl: lifetime(self.negative_ttl),
             memory_ttl: self.memory_ttl.map(lifetime),
             load_deadline: self.load_deadline,
+            soft_deadline: self.soft_deadline,
             lease,
             isolation: self.isolation,
             lease_wait: lifetime(self.lease_wait),
@@ -206,16 +244,34 @@ pub(crate) struct Rules {
     pub ttl: Millis,
     pub no_ttl: bool,
     pub jitter: f64,
+    pub early: Early,
     pub grace: Millis,
     pub stale: Millis,
     pub error_throttle: Millis,
     pub negative_ttl: Millis,
     pub memory_ttl: Option<Millis>,
     pub load_deadline: Duration,
+    pub soft_deadline: Option<Duration>,
     pub lease: Duration,
     pub isolation: Isolation,
     pub lease_wait: Millis,
     pub compress_over: usize,
+}
+
+/// When an entry is refreshed though it is fresh.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Early {
+    /// The share of its TTL from which on a read does so; one is never.
+    pub share: f64,
+    /// How eager XFetch is; zero is not at all.
+    pub beta: f64,
+}
+
+impl Early {
+    #[inline]
+    pub(crate) fn is_off(self) -> bool {
+        self.share >= 1.0 && self.beta <= 0.0
+    }
 }
 
 /// A lifetime in milliseconds: zero stays zero, below one is one, and the longest is clamped.
@@ -321,9 +377,18 @@ pub enum Tiers {
 }
 
 impl Read {
+    /// The same as [`Read::new`], where a reference that outlives the call is wanted.
+    pub(crate) const PLAIN: Self = Self {
+        deadline: None,
+        max_stale: None,
+        tiers: Tiers::All,
+        after: None,
+        unheard: false,
+    };
+
     /// The way every call reads unless told otherwise.
     pub fn new() -> Self {
-        Self::default()
+        Self::PLAIN
     }
 
     /// How long this caller waits. Past it the call fails, or serves what is stale; a load that

@@ -53,9 +53,9 @@ impl Outcome {
             source,
             state: story.state,
             reason: story.reason,
-            age: story.times.map(|times| times.age(now)),
-            remaining: story.times.map(|times| times.remaining(now)),
-            load_time: (story.load_ms > 0).then(|| Duration::from_millis(story.load_ms)),
+            age: story.entry.map(|entry| entry.age(now)),
+            remaining: story.entry.map(|entry| entry.remaining(now)),
+            load_time: story.entry.and_then(|entry| entry.load_time()),
         }
     }
 }
@@ -102,8 +102,10 @@ pub enum Reason {
     NotInMemory,
     /// What memory held was too old to serve without asking.
     TooOld,
-    /// The load failed, and a stale entry stood in.
+    /// The load failed, and a stale entry or the cache's default stood in.
     LoadFailed,
+    /// The load takes longer than the caller waits, and a stale entry stood in.
+    LoadSlow,
     /// The call asked to skip memory.
     SkippedMemory,
     /// What memory held may have been invalidated by another process unheard.
@@ -139,6 +141,7 @@ impl fmt::Display for Outcome {
             Reason::NotInMemory => "; not in memory",
             Reason::TooOld => "; what memory held was too old",
             Reason::LoadFailed => "; the load failed",
+            Reason::LoadSlow => "; the load takes longer than this caller waits",
             Reason::SkippedMemory => "; memory was skipped",
             Reason::Suspect => "; what memory held had to be looked up, the bus is silent",
             Reason::Confirmed => "; compared with the lowest tier, the bus is silent",

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::fence::Standing;
 use crate::invalidation::Why;
 use crate::key::{self, CacheKey};
+use crate::memory::Walk;
 use crate::options::CacheOptions;
 use crate::stats::{CacheStats, Count};
 use crate::write;
@@ -157,9 +158,9 @@ where
             let standing = self.fence.standing(held, now);
             (standing != Standing::Gone).then(|| Inspected {
                 absent: held.value.is_none(),
-                age: held.times.age(now),
+                age: held.lived().age(now),
                 remaining: held.times.remaining(now),
-                load_time: Duration::from_millis(held.load_ms),
+                load_time: Duration::from_millis(held.load_ms.into()),
                 version: held.details.as_ref().and_then(|details| details.version),
                 tags: held
                     .tags()
@@ -173,12 +174,14 @@ where
     }
 
     fn keys(&self, at_most: usize) -> Vec<Bytes> {
-        let mut keys = Vec::new();
-        self.memory.for_each(|key, _| {
-            if keys.len() < at_most {
-                keys.extend(key::encode(b"", key));
-            }
-        });
+        let (mut keys, mut walk) = (Vec::new(), Walk::default());
+        let mut goes_on = true;
+        while goes_on && keys.len() < at_most {
+            goes_on = self
+                .memory
+                .walk(&mut walk, |seen| keys.extend(key::encode(b"", seen.key)));
+        }
+        keys.truncate(at_most);
         keys
     }
 }

@@ -9,11 +9,59 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::tags::{MAX_TAGS, Tag};
 
 tokio::task_local! {
     static SCOPE: RefCell<Inherited>;
     static FOR_OTHERS: ();
+    static LOADING: Loading;
+}
+
+/// What the loads that this task is in are loading, one inside the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Loading(Arc<Load>);
+
+#[derive(Debug)]
+struct Load {
+    /// The name of the cache, which is one place in memory for all its handles.
+    cache: Arc<str>,
+    keys: Vec<Bytes>,
+    outer: Option<Loading>,
+}
+
+impl Loading {
+    /// A load of these keys that somebody in this task waits for.
+    pub(crate) fn here(cache: &Arc<str>, keys: Vec<Bytes>) -> Self {
+        Self(Arc::new(Load {
+            cache: Arc::clone(cache),
+            keys,
+            outer: LOADING.try_with(Clone::clone).ok(),
+        }))
+    }
+
+    /// Runs the load.
+    pub(crate) async fn run<F: Future>(self, load: F) -> F::Output {
+        LOADING.scope(self, load).await
+    }
+
+    fn includes(&self, cache: &Arc<str>, key: &Bytes) -> bool {
+        let mut load = Some(self);
+        while let Some(Loading(inner)) = load {
+            if Arc::ptr_eq(&inner.cache, cache) && inner.keys.contains(key) {
+                return true;
+            }
+            load = inner.outer.as_ref();
+        }
+        false
+    }
+}
+
+/// Whether this task is in a load of the key, which would wait for itself if it asked for it.
+pub(crate) fn is_loading(cache: &Arc<str>, key: &Bytes) -> bool {
+    let within = LOADING.try_with(|loading| loading.includes(cache, key));
+    within.unwrap_or(false)
 }
 
 /// What the reads of a scope have in common with what is made from them.
@@ -134,6 +182,7 @@ pub(crate) fn inherit_now<T>(work: impl FnOnce() -> T) -> (T, Inherited) {
 }
 
 /// Whether anybody collects what is read here.
+#[inline]
 pub(crate) fn is_open() -> bool {
     SCOPE.try_with(|_| ()).is_ok()
 }
@@ -147,6 +196,7 @@ pub(crate) async fn for_others<F: Future>(load: F) -> F::Output {
 }
 
 /// Whether what is made here goes to others.
+#[inline]
 pub(crate) fn is_for_others() -> bool {
     FOR_OTHERS.try_with(|()| ()).is_ok()
 }

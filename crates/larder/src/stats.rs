@@ -50,10 +50,12 @@ impl Counters {
         }
     }
 
+    #[inline]
     pub(crate) fn one(&self, kind: Count) {
         self.add(kind, 1);
     }
 
+    #[inline]
     pub(crate) fn add(&self, kind: Count, amount: u64) {
         self.stripes[stripe_of_thread()].0[kind as usize].fetch_add(amount, Relaxed);
     }
@@ -92,18 +94,24 @@ impl Counters {
     }
 }
 
+thread_local! {
+    /// The stripe of this thread, counted from one; zero until it has one.
+    static MINE: Cell<usize> = const { Cell::new(0) };
+}
+
 /// The stripe of this thread: threads take them in turn.
+#[inline]
 fn stripe_of_thread() -> usize {
+    let mine = MINE.get();
+    (if mine == 0 { take_stripe() } else { mine }) % STRIPES
+}
+
+#[cold]
+fn take_stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
-    }
-    MINE.with(|mine| {
-        if mine.get() == usize::MAX {
-            mine.set(NEXT.fetch_add(1, Relaxed) % STRIPES);
-        }
-        mine.get()
-    })
+    let mine = NEXT.fetch_add(1, Relaxed) % STRIPES + 1;
+    MINE.set(mine);
+    mine
 }
 
 /// What one cache did since it was built. All counts are totals.

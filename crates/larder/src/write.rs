@@ -18,6 +18,7 @@
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -38,7 +39,7 @@ use crate::fill::{FillGuard, Landed, Origin};
 use crate::glob::Glob;
 use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
-use crate::memory::{Inserted, Placement};
+use crate::memory::{Inserted, Placement, Walk};
 use crate::options::NO_TTL_ON_SERVER;
 use crate::policy::{self, Decision, Lifetimes};
 use crate::progress::Watcher;
@@ -230,15 +231,33 @@ where
             .filter(|_| cache.fence.holds(fill.mark()))
             .cloned();
         let Some(mut held) = stand_in else {
-            fill.land(Err(error.clone()));
+            let landing = default(&cache, &fill).ok_or_else(|| error.clone());
+            fill.land(landing);
             continue;
         };
-        tracing::debug!(cache = &*cache.name, error = ?error, "load failed; a stale entry stands in");
-        cache.count(Count::StoodIn, 1);
         held.times.retry_at = now.saturating_add(cache.rules.error_throttle);
         keep(&cache, &fill, held.clone());
+        if held.times.is_fresh(now) {
+            tracing::debug!(cache = &*cache.name, error = ?error, "an early refresh failed");
+            fill.land(Ok(Landed::fresh(held, Origin::Memory)));
+            continue;
+        }
+        tracing::debug!(cache = &*cache.name, error = ?error, "load failed; a stale entry stands in");
+        cache.count(Count::StoodIn, 1);
         fill.land(Ok(Landed::stale(held, Origin::StandIn)));
     }
+}
+
+/// What the cache has for callers whose load failed; a function that panics has nothing.
+fn default<K, V>(cache: &Inner<K, V>, fill: &FillGuard<K, V>) -> Option<Landed<V>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let (fallback, key) = (cache.fallback.as_ref()?, fill.key()?);
+    let value = catch_unwind(AssertUnwindSafe(|| fallback(key))).ok()?;
+    cache.count(Count::StoodIn, 1);
+    Some(Landed::default_of(Held::of_nothing(value)))
 }
 
 /// Shows a stale entry to everybody who waits, while the fill goes on to refresh it.
@@ -442,7 +461,7 @@ where
         value,
         times: Times::from_now(cache.clock().recent(), kept, cache.memory_ttl),
         stamp: AtomicU64::new(began.stamp),
-        load_ms,
+        load_ms: u32::try_from(load_ms).unwrap_or(u32::MAX),
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
         fill_id: sealed.is_some().then_some(label.fill_id),
         details: Details::of(label, tags),
@@ -814,21 +833,26 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     }
 
     /// Drops every entry whose encoded key `condemned` picks, and fences off all fills under way.
+    ///
+    /// An entry that is there now is met by the walk; what is stored meanwhile is newer than this.
     pub(crate) fn forget_matching(&self, condemned: &dyn Fn(&[u8]) -> bool) -> u64 {
         self.fence.bump_all();
-        let mut gone = Vec::new();
-        self.memory.for_each(|key, _| {
-            if key::encode(b"", key).is_ok_and(|key| condemned(&key)) {
-                gone.push(key.clone());
+        let (mut gone, mut walk, mut batch) = (0, Walk::default(), Vec::new());
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = self.memory.walk(&mut walk, |seen| {
+                let logical = key::encode(b"", seen.key);
+                let condemned = logical.ok().filter(|logical| condemned(logical));
+                batch.extend(condemned.map(|logical| (seen.key.clone(), logical)));
+            });
+            gone += batch.len() as u64;
+            for (key, logical) in batch.drain(..) {
+                self.forget_key(&key, &logical, Why::Invalidated);
             }
-        });
-        for key in &gone {
-            let logical = key::encode(b"", key).unwrap_or_default();
-            self.forget_key(key, &logical, Why::Invalidated);
         }
         self.shared.tags.invalidate_keys(&self.name, condemned);
         self.fence.bump_all();
-        gone.len() as u64
+        gone
     }
 }
 

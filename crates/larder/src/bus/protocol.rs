@@ -295,6 +295,8 @@ impl Protocol {
         self.beat_at = now;
         let before = self.server.replace(server);
         if before.is_some_and(|before| before != server) {
+            // This server may give the numbers that we know of to other messages.
+            self.ahead.clear();
             self.owed = Some(Why::Server);
             self.actions.push(Action::Resend);
         }

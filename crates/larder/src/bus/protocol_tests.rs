@@ -443,6 +443,22 @@ fn a_process_that_was_stopped_notices_the_silence_in_whatever_comes_first() {
     assert_eq!(listener.find(heard, at(6)), [Trust]);
 }
 
+/// Found by a random history of the model: a server that was given an older state than the one we
+/// had heard of counts on from there.
+#[test]
+fn numbers_heard_of_in_a_former_life_of_the_bus_are_not_taken_for_those_of_the_next() {
+    let mut listener = Listener::new();
+    listener.hear(Event::Listening { server: BUS });
+    listener.message(1);
+    listener.hear(Event::Ended);
+    listener.now += RETRY;
+    let asked = listener.hear(Event::Listening { server: BUS + 1 });
+    listener.find(asked, at(0));
+    assert_eq!(listener.protocol.position(), Some(at(0)));
+    let heard = listener.message(2);
+    assert!(heard.contains(&Gap { missing: 1 }), "{heard:?}");
+}
+
 #[test]
 fn another_server_is_told_again_and_doubted_though_its_numbers_fit() {
     let mut listener = Listener::trusting(5);

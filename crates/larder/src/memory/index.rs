@@ -2,12 +2,19 @@
 
 use hashbrown::HashTable;
 
-/// Entries that a part is meant for: what fits 2,048 buckets at seven eighths.
-const PART_ENTRIES: u64 = 1792;
+/// Entries that a part is meant for: what fits 2,048 buckets at [`CROWDED`].
+const PART_ENTRIES: u64 = 1408;
 
-/// More parts than this are not made, however large the bound: 900,000 entries per shard then
+/// More parts than this are not made, however large the bound: 720,000 entries per shard then
 /// still grow in steps of [`PART_ENTRIES`], and parts of more grow in larger ones.
 const PARTS_MAX: u64 = 512;
+
+/// The share of its buckets up to which a part that has no empty bucket left is cleaned and not
+/// doubled. Cleaning moves up to 0.4 entries for each that comes then; at 13 sixteenths it would be 3.
+const CROWDED: (usize, usize) = (11, 16);
+
+/// The share of its buckets below which a part is halved.
+const SPARSE: (usize, usize) = (5, 16);
 
 /// A part of no more buckets than this is not shrunk.
 const BUCKETS_KEPT: usize = 64;
@@ -43,7 +50,12 @@ impl Index {
     /// Adds slot `at` under `hash`. `hash_of` tells the hash of any slot already here, or of `at`.
     pub(super) fn insert(&mut self, hash: u32, at: u32, hash_of: impl Fn(u32) -> u32) {
         let part = &mut self.parts[self.part(hash)];
-        part.insert_unique(spread(hash), at, |&held| spread(hash_of(held)));
+        let hash_of = |held: &u32| spread(hash_of(*held));
+        if part.len() == part.capacity() && part.len() * CROWDED.1 < part.num_buckets() * CROWDED.0
+        {
+            clean(part, hash_of);
+        }
+        part.insert_unique(spread(hash), at, hash_of);
     }
 
     /// Removes slot `at`, and gives memory back when the part has become far too large.
@@ -52,9 +64,12 @@ impl Index {
         if let Ok(found) = part.find_entry(spread(hash), |&held| held == at) {
             found.remove();
         }
-        // Halving what is a quarter full is paid for by the removals since it was half full.
-        if part.num_buckets() > BUCKETS_KEPT && part.len() * 4 < part.num_buckets() {
-            part.shrink_to(part.len() * 3 / 2, |&held| spread(hash_of(held)));
+        // What is halved was doubled when it was 11 sixteenths full, and is 10 sixteenths full then:
+        // a part pays for the change with the removals and insertions between the two.
+        if part.num_buckets() > BUCKETS_KEPT
+            && part.len() * SPARSE.1 < part.num_buckets() * SPARSE.0
+        {
+            part.shrink_to_fit(|&held| spread(hash_of(held)));
         }
     }
 
@@ -72,6 +87,12 @@ impl Index {
         (hash >> 14) as usize & (self.parts.len() - 1)
     }
 
+    /// The slots in each part. How many parts there are never changes, and neither does the part
+    /// that a hash belongs to.
+    pub(super) fn parts(&self) -> impl Iterator<Item = impl ExactSizeIterator<Item = u32>> {
+        self.parts.iter().map(|part| part.iter().copied())
+    }
+
     /// Forgets everything and gives the memory back.
     pub(super) fn clear(&mut self) {
         self.parts.fill_with(HashTable::new);
@@ -81,6 +102,25 @@ impl Index {
     pub(super) fn len(&self) -> usize {
         self.parts.iter().map(HashTable::len).sum()
     }
+
+    /// Bytes that it has from the allocator.
+    #[cfg(test)]
+    pub(super) fn heap(&self) -> usize {
+        let tables = self.parts.iter().map(HashTable::allocation_size);
+        size_of_val(&*self.parts) + tables.sum::<usize>()
+    }
+}
+
+/// Frees the buckets that removed slots left behind.
+///
+/// hashbrown does so by itself only in a table that is less than half full, and doubles any other:
+/// a shard that evicts for every insert would end with twice the index that it needs.
+fn clean(part: &mut HashTable<u32>, hash_of: impl Fn(&u32) -> u64) {
+    let mut cleaned = HashTable::with_capacity(part.num_buckets() / 8 * 7);
+    for &at in part.iter() {
+        cleaned.insert_unique(hash_of(&at), at, &hash_of);
+    }
+    *part = cleaned;
 }
 
 /// hashbrown takes the place from the lowest bits and a tag from the highest seven of 64.
@@ -120,6 +160,28 @@ mod tests {
         assert!(index.parts[0].num_buckets() <= 128);
         for at in 0..10 {
             assert_eq!(index.find(hash_of(at), |held| held == at), Some(at));
+        }
+    }
+
+    /// One comes and one goes, over and over, with any number of entries that a part is meant for.
+    #[test]
+    fn a_part_whose_entries_come_and_go_does_not_grow() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for entries in [900, 1_000, 1_200, 1_400] {
+            let (mut index, mut held) = (Index::new(1), Vec::new());
+            for at in 0..400_000 {
+                if at >= entries {
+                    let old = held.swap_remove(random.usize(..held.len()));
+                    index.remove(hash_of(old), old, hash_of);
+                }
+                index.insert(hash_of(at), at, hash_of);
+                held.push(at);
+            }
+            assert_eq!(index.parts[0].num_buckets(), 2048, "{entries}");
+            let finds = |at: &u32| index.find(hash_of(*at), |held| held == *at) == Some(*at);
+            assert!(held.iter().all(finds));
         }
     }
 

@@ -8,18 +8,25 @@
 //!     └ Order    which entry goes                                         order/
 //! ```
 //!
+//! Whoever wants to see all of it takes a walk (walk.rs).
+//!
 //! A read takes the shared lock of one shard, and what it writes is a mark of two bits. An insert
 //! takes the exclusive lock of one shard and does a bounded amount of work under it beyond
 //! evicting what its own weight displaces: it looks at a few slots for expired entries, and no
 //! hash table or array that it may have to grow is large. No operation holds two locks.
 
+#[cfg(all(test, not(shuttle)))]
+mod hostile_tests;
 mod index;
 mod order;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod shard;
 mod slab;
 mod sync;
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests;
+mod walk;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -34,6 +41,7 @@ use crate::clock::Millis;
 use crate::options::{Policy, RemovalCause};
 
 pub(crate) use self::shard::{Counters, Inserted};
+pub(crate) use self::walk::Walk;
 
 /// A bound below this many entries per shard is kept in fewer shards.
 const SHARD_ENTRIES: u64 = 1024;
@@ -48,19 +56,19 @@ const SHARDS_PER_CORE: usize = 32;
 /// However many cores there are, no more shards than this.
 const SHARDS_MAX: usize = 256;
 
-/// What the index takes for one entry: five bytes per bucket, at worst 7 in 16 buckets full after
-/// it grew.
-const INDEX_BYTES: usize = 12;
+/// What the index takes for one entry: five bytes per bucket, of which five in sixteen are full
+/// at worst, where there were more entries before.
+const INDEX_BYTES: usize = 16;
 
 /// What remembering evicted keys takes for one entry: three bytes each, for a quarter more keys
 /// than there are entries, in a set that may be twice as large as it should be.
 const GHOST_BYTES: usize = 8;
 
 /// Slots that one [`Memory::sweep`] looks at before it lets go of a shard's lock.
-const SWEEP_BATCH: u32 = 256;
+const SWEEP_BATCH: u32 = sync::batch(256) as u32;
 
 /// Entries that [`Memory::resize`] evicts before it lets go of a shard's lock.
-const RESIZE_BATCH: u32 = 64;
+const RESIZE_BATCH: u32 = sync::batch(64) as u32;
 
 /// How much a table may hold. Zero holds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +174,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     /// or before `now`.
     ///
     /// Takes a shared lock, under which `read` runs: it must be quick, and not use this table. LRU
-    /// and LFU take the exclusive lock. Allocates nothing.
+    /// and LFU take the exclusive lock before that. Allocates nothing.
     #[inline]
     pub(crate) fn get<Q, R>(
         &self,
@@ -180,8 +188,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     {
         let shard = self.shard(hash);
         if self.policy.reorders_on_read() {
-            let mut shard = sync::write(shard);
-            return shard.get_and_reorder(hash as u32, key, now).map(read);
+            sync::write(shard).reorder(hash as u32, key, now);
         }
         sync::read(shard).get(hash as u32, key, now).map(read)
     }
@@ -298,19 +305,6 @@ impl<K: Hash + Eq, T> Memory<K, T> {
             .fold(Counters::default(), |all, one| all + one)
     }
 
-    /// Shows `visit` every entry, expired ones that nobody has met since included.
-    ///
-    /// Goes shard by shard and holds the shared lock of each meanwhile: writers of that shard
-    /// wait, an entry stored or removed during the walk may be seen or not, and `visit` must not
-    /// use this table.
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&K, &T)) {
-        for Locked(shard) in &self.shards {
-            for slot in sync::read(shard).iter() {
-                visit(&slot.key, &slot.value);
-            }
-        }
-    }
-
     /// What `read` makes of the key of one entry, which `random` picks, each as likely as any
     /// other, expired ones that nobody has met since included. `None` if the table is empty, or
     /// shrinks meanwhile. Leaves no mark.
@@ -369,6 +363,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     }
 
     /// Shards are chosen by the upper half of the hash; the lower half is the shard's own.
+    #[inline]
     fn shard(&self, hash: u64) -> &RwLock<Shard<K, T>> {
         &self.shards[(hash >> 32) as usize & (self.shards.len() - 1)].0
     }

@@ -97,8 +97,21 @@ impl<K, T> Shard<K, T> {
         self.counters
     }
 
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Slot<K, T>> {
         self.slots.iter()
+    }
+
+    /// The entries by the parts of the index. A key stays in its part for as long as the shard
+    /// lasts.
+    pub(super) fn parts(&self) -> impl Iterator<Item = impl ExactSizeIterator<Item = &Slot<K, T>>> {
+        let parts = self.index.parts();
+        parts.map(|part| part.map(|at| &self.slots[at]))
+    }
+
+    /// How much the policy thinks of an entry.
+    pub(super) fn heat(&self, slot: &Slot<K, T>) -> u8 {
+        self.order.heat(slot)
     }
 
     /// One of the slots, which change their places as others come and go.
@@ -113,25 +126,28 @@ impl<K, T> Shard<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let slot = &self.slots[self.find(hash, key)?];
-        if slot.is_dead(now) {
-            return None;
-        }
+        // Kept from the comparison: to find the slot by its position costs a second look.
+        let mut found = None;
+        self.index.find(hash, |at| {
+            let slot = &self.slots[at];
+            let is_it = slot.hash == hash && key.equivalent(&slot.key);
+            found = is_it.then_some(slot);
+            is_it
+        })?;
+        let slot = found.filter(|slot| !slot.is_dead(now))?;
         self.order.read(slot);
         Some(&slot.value)
     }
 
-    /// The same for a policy that changes its order with every read.
-    pub(super) fn get_and_reorder<Q>(&mut self, hash: u32, key: &Q, now: Millis) -> Option<&T>
+    /// Notes that `key` is about to be read, for a policy that changes its order then.
+    pub(super) fn reorder<Q>(&mut self, hash: u32, key: &Q, now: Millis)
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let at = self.find(hash, key)?;
-        if self.slots[at].is_dead(now) {
-            return None;
+        let found = self.find(hash, key);
+        if let Some(at) = found.filter(|&at| !self.slots[at].is_dead(now)) {
+            self.order.reorder(&mut self.slots, at);
         }
-        self.order.reorder(&mut self.slots, at);
-        Some(&self.slots[at].value)
     }
 
     /// Stores `slot`, whose charge is settled, if `admit` agrees.
@@ -549,6 +565,12 @@ impl Add for Counters {
 
 #[cfg(test)]
 impl<K, T> Shard<K, T> {
+    /// Bytes that it has from the allocator: for slots, for the index, and for what the order
+    /// remembers.
+    pub(super) fn heap(&self) -> [usize; 3] {
+        [self.slots.heap(), self.index.heap(), self.order.heap()]
+    }
+
     /// Compares every part with every other and panics where they disagree.
     pub(super) fn check(&self) {
         let charges: u64 = self.slots.iter().map(|slot| u64::from(slot.charge)).sum();

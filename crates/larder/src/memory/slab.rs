@@ -53,6 +53,7 @@ impl<K, T> Slot<K, T> {
         }
     }
 
+    #[inline]
     pub(super) fn dies_at(&self) -> Millis {
         self.dies_at.get()
     }
@@ -61,6 +62,7 @@ impl<K, T> Slot<K, T> {
         self.dies_at = Deadline::new(dies_at);
     }
 
+    #[inline]
     pub(super) fn is_dead(&self, now: Millis) -> bool {
         self.dies_at() <= now
     }
@@ -76,6 +78,9 @@ impl<K, T> Slot<K, T> {
             self.life.0.store(touched, Ordering::Relaxed);
         }
     }
+
+    /// The highest mark.
+    pub(super) const MARK_MAX: u8 = Life::MARK as u8;
 
     /// How often it was read of late.
     pub(super) fn mark(&self) -> u8 {
@@ -139,7 +144,7 @@ impl Life {
     }
 
     fn set(&mut self, life: u16) {
-        *self.0.get_mut() = life;
+        self.0.store(life, Ordering::Relaxed);
     }
 
     fn number(number: u8) -> u16 {
@@ -169,6 +174,7 @@ impl Deadline {
         Self([at as u16, (at >> 16) as u16, (at >> 32) as u16])
     }
 
+    #[inline]
     fn get(self) -> Millis {
         let [low, middle, high] = self.0.map(u64::from);
         match low | middle << 16 | high << 32 {
@@ -241,6 +247,13 @@ impl<K, T> Slab<K, T> {
         self.chunks.iter().flatten()
     }
 
+    /// Bytes that it has from the allocator.
+    #[cfg(test)]
+    pub(super) fn heap(&self) -> usize {
+        let slots: usize = self.chunks.iter().map(Vec::capacity).sum();
+        slots * size_of::<Slot<K, T>>() + self.chunks.capacity() * size_of::<Vec<Slot<K, T>>>()
+    }
+
     #[expect(
         clippy::expect_used,
         reason = "callers hold the index of a slot, so there is a last one, and it lies in the \
@@ -259,6 +272,7 @@ impl<K, T> Slab<K, T> {
 impl<K, T> Index<u32> for Slab<K, T> {
     type Output = Slot<K, T>;
 
+    #[inline]
     fn index(&self, at: u32) -> &Slot<K, T> {
         &self.chunks[at as usize / CHUNK][at as usize % CHUNK]
     }

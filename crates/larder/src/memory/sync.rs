@@ -1,9 +1,24 @@
-//! The locks and atomics of the memory tier, in one place so that a model checker can stand in.
+//! The locks and atomics of the memory tier, in one place so that a model checker can stand in: the
+//! standard ones, unless a test build says `shuttle`.
 
-pub(super) use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
-pub(super) use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(not(shuttle))]
+pub(super) use std::sync::{
+    RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering},
+};
+
+#[cfg(shuttle)]
+pub(super) use shuttle::sync::{
+    RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering},
+};
 
 use std::sync::PoisonError;
+
+/// So many, or one where a model checker looks at tiny tables.
+pub(super) const fn batch(size: usize) -> usize {
+    if cfg!(shuttle) { 1 } else { size }
+}
 
 /// Takes the shared lock.
 ///

@@ -11,18 +11,18 @@ use super::*;
 
 impl<K: Hash + Eq, T: Clone> Memory<K, T> {
     /// Checks every shard from within.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         for Locked(shard) in &self.shards {
             sync::read(shard).check();
         }
         assert!(self.weight() <= self.limit(), "the bound is never exceeded");
     }
 
-    fn put(&self, key: K, value: T, place: Placement, now: Millis) -> Inserted {
+    pub(super) fn put(&self, key: K, value: T, place: Placement, now: Millis) -> Inserted {
         self.insert(self.hash(&key), key, value, place, now, |_| true)
     }
 
-    fn look(&self, key: &K, now: Millis) -> Option<T> {
+    pub(super) fn look(&self, key: &K, now: Millis) -> Option<T> {
         self.get(self.hash(key), key, now, Clone::clone)
     }
 }
@@ -37,7 +37,7 @@ fn made<K: Hash + Eq, T>(bound: Bound) -> Memory<K, T> {
     Memory::new(bound, Policy::Adaptive)
 }
 
-const FOREVER: Placement = weighing(0);
+pub(super) const FOREVER: Placement = weighing(0);
 
 const fn weighing(weight: u32) -> Placement {
     Placement {
@@ -271,6 +271,82 @@ fn every_entry_is_drawn_by_as_many_numbers_as_any_other() {
     }
 }
 
+/// Between any two batches of a walk others store, remove, replace and expire; what the walk shows is
+/// compared with what was there all the time.
+#[test]
+fn a_walk_sees_once_what_stays_and_nothing_twice() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(64 << 20), Policy::Adaptive, 2);
+    const STAYING: u64 = 40_000;
+    // Those that go lie before the others, which are moved to their places.
+    for key in STAYING..2 * STAYING {
+        table.put(key, 0, FOREVER, 0);
+    }
+    for key in 0..STAYING {
+        table.put(key, 0, FOREVER, 0);
+    }
+    let (mut walk, mut seen, mut batches) = (Walk::default(), HashMap::new(), 0);
+    let mut goes_on = true;
+    while goes_on {
+        let before = seen.len();
+        goes_on = table.walk(&mut walk, |entry| {
+            assert!(seen.insert(*entry.key, *entry.value).is_none(), "{seed}");
+        });
+        batches += 1;
+        assert!(
+            seen.len() - before <= 512,
+            "{} at once",
+            seen.len() - before
+        );
+        for round in 0..800 {
+            let going = STAYING + random.u64(0..STAYING);
+            table.remove(table.hash(&going), &going);
+            table.put(random.u64(0..STAYING), 1, weighing(random.u32(0..300)), 0);
+            if round % 8 == 0 {
+                table.put(2 * STAYING + random.u64(0..STAYING), 2, FOREVER, 0);
+            }
+        }
+    }
+    assert!((0..STAYING).all(|key| seen.contains_key(&key)), "{seed}");
+    assert!(batches > 40 && seen.values().any(|value| *value == 2));
+    assert!(!table.walk(&mut walk, |_| unreachable!("it is over")));
+    assert_eq!(table.counters().evicted, 0);
+    table.check();
+}
+
+#[test]
+fn a_walk_over_little_takes_a_lock_for_each_shard() {
+    let table = Memory::<u64, u64>::with_shards(Bound::Entries(1 << 24), Policy::Adaptive, 4);
+    for key in 0..100 {
+        table.put(key, key, FOREVER, 0);
+    }
+    let (mut walk, mut seen, mut batches) = (Walk::default(), 0, 1);
+    while table.walk(&mut walk, |_| seen += 1) {
+        batches += 1;
+    }
+    assert_eq!((seen, batches), (100, 4));
+}
+
+#[test]
+fn a_walk_tells_how_much_is_read() {
+    let heats = |policy| {
+        let table = Memory::<u64, u64>::with_shards(Bound::Entries(100), policy, 1);
+        for key in 0..3 {
+            table.put(key, key, FOREVER, 0);
+            (0..key * 2).for_each(|_| _ = table.look(&key, 0));
+        }
+        let mut heats = [0; 3];
+        let mut walk = Walk::default();
+        while table.walk(&mut walk, |seen| heats[*seen.key as usize] = seen.heat) {}
+        heats
+    };
+    assert_eq!(heats(Policy::Adaptive), [0, 2, 3]);
+    assert_eq!(heats(Policy::Lfu), [0, 2, 4]);
+    assert_eq!(heats(Policy::Lru), [0, 0, 0]);
+}
+
 proptest! {
     #[test]
     fn it_follows_the_model_in_entries(
@@ -459,6 +535,61 @@ fn a_sweep_finds_every_expired_entry_and_no_other() {
     table.check();
 }
 
+/// However much has expired or has to go, no lock is held for more than a batch of it: whenever a
+/// listener is told of an entry, no more are gone that it was not told of yet.
+#[test]
+fn what_goes_together_is_a_bounded_number() {
+    const ENTRIES: u64 = 20_000;
+    let shared = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+    let table = Arc::<Memory<u64, u64>>::new_cyclic(|table: &Weak<Memory<u64, u64>>| {
+        let (table, told) = (Weak::clone(table), Arc::clone(&shared));
+        let listener: Listener<u64, u64> = Box::new(move |_, _, _| {
+            if let Some(table) = table.upgrade() {
+                let counted = table.counters();
+                let gone = counted.expired + counted.evicted + counted.removed;
+                let told_before = told.0.fetch_add(1, Ordering::Relaxed);
+                told.1
+                    .fetch_max(gone as usize - told_before, Ordering::Relaxed);
+            }
+        });
+        Memory::with_shards(Bound::Entries(ENTRIES), Policy::Adaptive, 1)
+            .with_listener(Some(listener))
+    });
+    let most = || shared.1.swap(0, Ordering::Relaxed);
+    for key in 0..ENTRIES {
+        let dies_at = if key < ENTRIES / 2 { 100 } else { Millis::MAX };
+        table.put(key, key, Placement { weight: 0, dies_at }, 0);
+    }
+    assert_eq!(most(), 0);
+    for key in ENTRIES..ENTRIES + 100 {
+        table.put(key, key, FOREVER, 100);
+    }
+    // Those that an insert looks at, and the one whose place it takes.
+    assert!((2..=5).contains(&most()), "an insert");
+    assert!(table.sweep(100, usize::MAX) > 5_000);
+    assert!((2..=SWEEP_BATCH as usize).contains(&most()), "a sweep");
+    table.resize(100, 100);
+    assert_eq!(most(), RESIZE_BATCH as usize, "a smaller bound");
+    assert_eq!(table.len(), 100);
+}
+
+/// What an insert evicts beyond that, its own weight displaces.
+#[test]
+fn a_heavy_value_displaces_what_it_weighs_and_no_more() {
+    let each = overhead::<u64, u64>() + 50;
+    let table = Memory::<u64, u64>::with_shards(Bound::Bytes(1_000 * each), Policy::Adaptive, 1);
+    for key in 0..1_000 {
+        table.put(key, key, weighing(50), 0);
+    }
+    let weight = 300 * each - overhead::<u64, u64>();
+    assert_eq!(
+        table.put(7_777, 0, weighing(weight as u32), 0),
+        Inserted::Stored
+    );
+    assert_eq!((table.len(), table.counters().evicted), (701, 300));
+    table.check();
+}
+
 #[test]
 fn inserts_alone_drop_what_expired() {
     let table = made(Bound::Entries(1000));
@@ -515,6 +646,62 @@ fn keys_of_one_hash_are_kept_apart() {
         assert_eq!(table.get(9, &key, 0, Clone::clone), left);
     }
     table.check();
+}
+
+/// What a table takes for each entry beyond key and value: in its shards themselves, and from the
+/// allocator for slots, index and ghosts.
+fn taken_per_entry(table: &Memory<u64, u64>) -> [f64; 4] {
+    let mut taken = [size_of_val(&*table.shards), 0, 0, 0];
+    for Locked(shard) in &table.shards {
+        let heap = sync::read(shard).heap();
+        (0..3).for_each(|part| taken[part + 1] += heap[part]);
+    }
+    let entries = table.len();
+    taken[1] -= entries as usize * size_of::<(u64, u64)>();
+    taken.map(|bytes| bytes as f64 / entries as f64)
+}
+
+/// What an entry is charged with beyond its key, its value and its weight.
+const CHARGED: f64 = (24 + INDEX_BYTES + GHOST_BYTES) as f64;
+
+/// Whatever the size, full or not, and when everything was replaced many times, with all the ghosts
+/// that there can be.
+#[test]
+fn an_entry_takes_no_more_than_it_is_charged_with() {
+    for bound in [10_000, 33_000, 68_000, 100_000, 230_000] {
+        let table = Memory::with_shards(Bound::Entries(bound), Policy::Adaptive, 4);
+        let mut range = (f64::MAX, 0.0_f64);
+        for key in 0..bound * 5 {
+            table.put(key, key, FOREVER, 0);
+            if table.len() > 4_000 && key % (bound / 10) == 0 {
+                let taken = taken_per_entry(&table);
+                let all = taken.iter().sum();
+                assert!(all <= CHARGED, "{all:.1} of {taken:.1?} at {}", table.len());
+                range = (range.0.min(all), range.1.max(all));
+            }
+        }
+        let taken = taken_per_entry(&table);
+        let (least, most) = range;
+        println!("{bound}: {least:.1} to {most:.1} bytes; at last {taken:.1?}");
+    }
+}
+
+/// The number of entries drifts with what they weigh, and the ghosts follow it late.
+#[test]
+fn an_entry_of_any_weight_takes_no_more_than_it_is_charged_with() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let table = Memory::with_shards(Bound::Bytes(4 << 20), Policy::Adaptive, 2);
+    for key in 0..400_000 {
+        let most = [1, 40, 300, 90][key as usize / 100_000];
+        table.put(key, key, weighing(random.u32(0..most)), 0);
+        if key % 10_000 == 9_999 {
+            let taken = taken_per_entry(&table);
+            let all: f64 = taken.iter().sum();
+            assert!(all <= CHARGED, "{all:.1} of {taken:.1?} at {}", table.len());
+        }
+    }
 }
 
 /// A key whose comparison panics on demand.
@@ -593,7 +780,8 @@ impl Drop for Leaver {
 
 #[test]
 fn values_are_dropped_outside_the_locks() {
-    let table = Arc::new(made(Bound::Bytes(10 * (overhead::<u64, Arc<u8>>() + 10))));
+    let each = overhead::<u64, Arc<u8>>() + 10;
+    let table = Arc::new(made(Bound::Bytes(10 * each)));
     let dropped = Arc::new(AtomicUsize::new(0));
     let leaver = || {
         Arc::new(Leaver {
@@ -613,7 +801,7 @@ fn values_are_dropped_outside_the_locks() {
     assert_eq!(left(), 10, "evicted");
     table.put(19, leaver(), place(100), 0);
     assert_eq!(left(), 1, "replaced");
-    table.put(19, leaver(), weighing(300), 0);
+    table.put(19, leaver(), weighing(5 * each as u32 + 10), 0);
     assert_eq!(left(), 6, "the older value, and five others for room");
     table.insert(table.hash(&19), 19, leaver(), FOREVER, 0, |_| false);
     assert_eq!(left(), 1, "not admitted");

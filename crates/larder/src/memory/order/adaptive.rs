@@ -272,6 +272,11 @@ impl Adaptive {
 
 #[cfg(test)]
 impl Adaptive {
+    /// Bytes that it has from the allocator.
+    pub(super) fn heap(&self) -> usize {
+        self.small_ghosts.heap() + self.main_ghosts.heap()
+    }
+
     /// Walks both queues and compares what they say with the slots; returns the entries seen.
     pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
         let seen =

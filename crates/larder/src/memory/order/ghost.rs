@@ -56,6 +56,12 @@ impl Ghost {
         }
     }
 
+    /// Bytes that it has from the allocator.
+    #[cfg(test)]
+    pub(super) fn heap(&self) -> usize {
+        size_of_val(&*self.buckets)
+    }
+
     /// The bucket is chosen by the high bits of the hash and the fingerprint by its low ones.
     fn bucket(&mut self, hash: u32) -> Option<&mut Bucket> {
         let at = (u64::from(hash) * self.buckets.len() as u64) >> 32;

@@ -15,7 +15,7 @@ mod queue;
 
 use self::adaptive::Adaptive;
 use self::classic::Classic;
-use super::slab::{Slab, Slot};
+use super::slab::{Slab, Slot, Stand};
 use crate::clock::Millis;
 use crate::options::Policy;
 
@@ -117,6 +117,18 @@ impl Order {
         }
     }
 
+    /// How much the policy thinks of an entry: more is more. Zero where it does not look at reads,
+    /// and where it keeps them in order and in nothing that an entry knows.
+    pub(super) fn heat<K, T>(&self, slot: &Slot<K, T>) -> u8 {
+        match self {
+            Self::Adaptive(_) => match slot.stand() {
+                Stand::Small => slot.mark(),
+                Stand::Main => slot.mark() + Slot::<K, T>::MARK_MAX + 1,
+            },
+            Self::Classic(_) => slot.reads(),
+        }
+    }
+
     /// The entry that goes next, still linked; `None` if there is none. The caller evicts it.
     pub(super) fn victim<K, T>(
         &mut self,
@@ -132,6 +144,14 @@ impl Order {
 
 #[cfg(test)]
 impl Order {
+    /// Bytes that it has from the allocator.
+    pub(super) fn heap(&self) -> usize {
+        match self {
+            Self::Adaptive(order) => order.heap(),
+            Self::Classic(order) => order.heap(),
+        }
+    }
+
     /// Compares queues and slots, and returns how many entries are linked.
     pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
         match self {

@@ -1,6 +1,9 @@
-//! The whole read path beside what engineers write by hand, and beside a bare GET.
+//! The whole read path beside what engineers write by hand, beside other caches of several tiers,
+//! and beside a bare GET.
 //!
 //! `read-path [--write FILE]` prints a table; with `--write` it also writes FILE.
+
+mod memory;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,10 +19,8 @@ use larder_redis::Redis;
 use larder_testkit::RedisServer;
 use redis::aio::MultiplexedConnection;
 
-/// Reads per round that memory answers.
-const MEMORY_READS: usize = 500_000;
-/// Reads timed together, since one takes no longer than looking at the clock does.
-const TOGETHER: usize = 1_000;
+use self::memory::TOGETHER;
+
 /// Reads per round that Redis answers.
 const REDIS_READS: usize = 5_000;
 /// Callers of one missing key.
@@ -33,7 +34,7 @@ async fn main() -> Result<()> {
     let load = load();
     let server = RedisServer::start()?;
     let subjects = Subjects::new(&server).await?;
-    let mut rows = subjects.memory_hits().await?;
+    let mut rows = memory::rows(&subjects).await?;
     rows.extend(subjects.redis_hits().await?);
     rows.extend(subjects.missing_key().await?);
     let table = table(&rows);
@@ -60,7 +61,8 @@ impl Subjects {
             .build()?;
         let subjects = Self {
             keys: workload::keys().into(),
-            larder: larder.cache("page").build()?,
+            // Longer than the benchmark, which is about what memory holds.
+            larder: larder.cache("page").memory_ttl("1h").build()?,
             hand_written: HandWritten::new(client.get_connection_manager().await?),
             redis: client.get_multiplexed_async_connection().await?,
         };
@@ -72,53 +74,6 @@ impl Subjects {
                 .await?;
         }
         Ok(subjects)
-    }
-
-    async fn memory_hits(&self) -> Result<Vec<Row>> {
-        let draws: Arc<[usize]> = workload::zipf(MEMORY_READS).into();
-        let hand_written = || -> Measuring {
-            let (keys, draws) = (self.keys.clone(), draws.clone());
-            let cache = self.hand_written.clone();
-            Box::pin(median_in_task(async move {
-                let mut took = Vec::with_capacity(MEMORY_READS / TOGETHER);
-                for chunk in draws.chunks_exact(TOGETHER) {
-                    let started = Instant::now();
-                    for &number in chunk {
-                        cache.get_or_load(&keys[number], async || nowhere()).await?;
-                    }
-                    took.push(started.elapsed() / TOGETHER as u32);
-                }
-                Ok(took)
-            }))
-        };
-        let larder = || -> Measuring {
-            let (keys, draws) = (self.keys.clone(), draws.clone());
-            let cache = self.larder.clone();
-            Box::pin(median_in_task(async move {
-                let mut took = Vec::with_capacity(MEMORY_READS / TOGETHER);
-                for chunk in draws.chunks_exact(TOGETHER) {
-                    let started = Instant::now();
-                    for &number in chunk {
-                        cache
-                            .get_or_load(&keys[number], |_| async { nowhere() })
-                            .await?;
-                    }
-                    took.push(started.elapsed() / TOGETHER as u32);
-                }
-                Ok(took)
-            }))
-        };
-        let [hand_written, larder] = interleave([&hand_written, &larder]).await?;
-        Ok(vec![
-            Row::times("memory hit, moka + redis-rs by hand", &hand_written)?,
-            Row::times("memory hit, larder", &larder)?,
-            Row::ratio(
-                "memory hit, larder to by hand",
-                &larder,
-                &hand_written,
-                Some(0.5),
-            )?,
-        ])
     }
 
     async fn redis_hits(&self) -> Result<Vec<Row>> {
@@ -230,11 +185,6 @@ where
     Ok(())
 }
 
-/// The loader of a key that is held, so that none should be asked for it.
-fn nowhere() -> Result<Page> {
-    Err("a resident key was to be loaded".into())
-}
-
 async fn slow_load(loads: &AtomicUsize) -> Page {
     loads.fetch_add(1, Ordering::Relaxed);
     tokio::time::sleep(LOAD).await;
@@ -242,20 +192,28 @@ async fn slow_load(loads: &AtomicUsize) -> Page {
 }
 
 fn section(load: &str, table: &str) -> String {
-    let machine = machine(
-        load,
-        &[&locked("moka"), &locked("redis"), &locked("rmp-serde")],
-    );
+    let rivals = [
+        "moka",
+        "redis",
+        "rmp-serde",
+        "hitbox",
+        "hitbox-moka",
+        "multi-tier-cache",
+        "cachet",
+    ]
+    .map(locked);
+    let machine = machine(load, &rivals.each_ref().map(String::as_str));
     format!(
         "`cargo xtask bench read-path --write`\n\n\
          {table}\n\
          {} String keys resident, values of {} bytes, keys drawn by Zipf {}. A round is\n\
-         the median of {REDIS_READS} reads from Redis, or of {} times {TOGETHER} reads from memory, timed inside\n\
+         the median of {REDIS_READS} reads from Redis, or of reads from memory timed {TOGETHER} together, inside\n\
          one task of a runtime with two workers.\n\n\
+         {}\n\n\
          {machine}",
         workload::KEYS,
         workload::VALUE_BYTES,
         workload::SKEW,
-        MEMORY_READS / TOGETHER,
+        memory::METHOD,
     )
 }

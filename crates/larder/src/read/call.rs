@@ -1,0 +1,391 @@
+//! A read that memory did not answer: it boards the flight of its key and waits for what lands.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::lead::{batch, lead, lead_apart, look_above, serve_unverified, single};
+use super::probe::{Reply, Story, in_memory};
+use super::sources::{note_absence, note_held, note_memory_alone};
+use crate::answer::{Answer, Load};
+use crate::cache::Inner;
+use crate::entry::Held;
+use crate::error::{BoxError, Error, Result};
+use crate::fence::{Mark, Standing};
+use crate::fill::{FillGuard, Landed, Landing, Origin};
+use crate::flight::{Arrival, Flights, Seat};
+use crate::key::{self, AsKey, CacheKey};
+use crate::look::{Seeking, look};
+use crate::options::{Isolation, Read, Tiers};
+use crate::outcome::{Reason, State};
+use crate::policy;
+use crate::scope;
+use crate::store::LeaseToken;
+use crate::tier::{Budget, within};
+use crate::write;
+
+/// A read that memory did not answer.
+pub(super) struct Call<'a, K: Send + Sync + 'static, V: Send + Sync + 'static, Q: ?Sized> {
+    pub(super) cache: &'a Arc<Inner<K, V>>,
+    pub(super) read: Read,
+    pub(super) hash: u64,
+    pub(super) key: &'a Q,
+    pub(super) reason: Reason,
+}
+
+/// How often one call boards a flight before it gives up. More than one round is needed only
+/// while callers with and without a word for "absent" share a key.
+const ROUNDS: usize = 8;
+
+impl<K, V, Q> Call<'_, K, V, Q>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    /// Waits as long as the caller wants to, then serves what memory holds, if that may be.
+    pub(super) async fn patiently(
+        &self,
+        slow: impl Future<Output = Result<Reply<V>>>,
+    ) -> Result<Reply<V>> {
+        let clock = &**self.cache.clock();
+        let mut slow = pin!(slow);
+        let mut waited = Duration::ZERO;
+        if let Some(soft) = self.soft_deadline() {
+            if let Some(reply) = within(clock, soft, slow.as_mut()).await {
+                return reply;
+            }
+            if let Some(reply) = self.stand_in() {
+                return Ok(reply);
+            }
+            waited = soft;
+        }
+        let Some(deadline) = self.read.deadline else {
+            return slow.await;
+        };
+        if let Some(reply) = within(clock, deadline.saturating_sub(waited), slow).await {
+            return reply;
+        }
+        self.stand_in()
+            .ok_or_else(|| Error::out_of_patience(deadline))
+    }
+
+    /// How long this caller waits if something may stand in.
+    fn soft_deadline(&self) -> Option<Duration> {
+        let soft = self.cache.rules.soft_deadline?;
+        let sooner = self.read.deadline.is_none_or(|deadline| soft < deadline);
+        sooner.then_some(soft)
+    }
+
+    /// What memory holds, for a caller that can wait no longer.
+    pub(super) fn stand_in(&self) -> Option<Reply<V>> {
+        let (held, standing) = in_memory(self.cache, self.read.tiers, self.hash, self.key)?;
+        let now = self.cache.clock().monotonic();
+        let believed =
+            standing == Standing::Current || self.cache.rules.isolation == Isolation::Serve;
+        if !believed || !policy::may_stand_in(&held.times, now, self.read.max_stale) {
+            return None;
+        }
+        self.note(Some(&held));
+        let value = held.value.clone();
+        let story = Story::of(&held, Origin::Memory, State::Stale, Reason::LoadSlow);
+        Some(Reply { value, story })
+    }
+
+    /// Looks in the tiers for a caller without a loader, together with all others without one.
+    pub(super) async fn peek(&self) -> Result<Reply<V>> {
+        let cache = self.cache;
+        let store_key = key::encode(&cache.prefix, self.key)?;
+        cache.shared.check_ready()?;
+        let suspect = self.reason == Reason::Suspect;
+        if (self.read.tiers == Tiers::Memory || cache.tiers.is_empty()) && !suspect {
+            note_absence(cache, self.key);
+            return Ok(self.missing());
+        }
+        let mut budget = Budget::new(cache.shared.tier_budget);
+        cache.shared.join(&mut budget).await;
+        let mark = self.mark();
+        let peeks = if self.read.unheard {
+            &cache.unheard[1]
+        } else {
+            &cache.peeks
+        };
+        let (mut seat, mut wait) = peeks.board(self.hash, self.key, mark);
+        let mut shared = seat.is_none();
+        loop {
+            if let Some(seat) = seat.take() {
+                cache.shared.check_open()?;
+                let token = LeaseToken::random();
+                let fill = self.fill(seat, store_key.clone(), token, mark);
+                let fills = look_above(cache, vec![fill], self.read.tiers, Seeking::Peek);
+                let fills = if self.read.tiers == Tiers::Memory {
+                    fills
+                } else {
+                    look(fills, Seeking::Peek, &mut budget).await
+                };
+                for mut fill in serve_unverified(cache, fills, Seeking::Peek) {
+                    write::give_back(cache, vec![&mut fill], &mut budget).await;
+                    fill.land(Ok(Landed::nothing()));
+                }
+            }
+            match (&mut wait).await {
+                Arrival::Landed(landing) => {
+                    let landed = landing?;
+                    return Ok(if self.accepts(&landed, mark) {
+                        self.arrived(&landed, shared)
+                    } else {
+                        self.missing()
+                    });
+                }
+                Arrival::Lead(vacant) => (seat, shared) = (Some(vacant), false),
+            }
+        }
+    }
+
+    /// Boards the flight of the key, leads it if that falls to this caller, and waits for what
+    /// it brings.
+    pub(super) async fn fetch<F, Fut, A, E>(&self, load: F) -> Result<Reply<V>>
+    where
+        F: FnOnce(Load<K, V>) -> Fut,
+        Fut: Future<Output = Result<A, E>> + Send + 'static,
+        A: Answer<V>,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let cache = self.cache;
+        let store_key = key::encode(&cache.prefix, self.key)?;
+        cache.shared.check_ready()?;
+        if scope::is_loading(&cache.name, &store_key) {
+            return Err(Error::reentered(&cache.name));
+        }
+        cache
+            .shared
+            .join(&mut Budget::new(cache.shared.tier_budget))
+            .await;
+        let mut load = Some(load);
+        for round in 0..ROUNDS {
+            let mark = self.mark();
+            let (mut seat, mut wait) = self.loads().board(self.hash, self.key, mark);
+            let mut shared = seat.is_none();
+            // What a flight shows ahead of its end would be the same in every round.
+            if self.read.max_stale.is_some() || round > 0 {
+                wait.insist();
+            }
+            let landed = loop {
+                if let Some(seat) = seat.take() {
+                    cache.shared.check_open()?;
+                    // Whoever has loaded once and is asked to lead again saw its task end.
+                    let load = load.take().ok_or_else(Error::load_lost)?;
+                    let token = LeaseToken::random();
+                    let mut fill = self.fill(seat, store_key.clone(), token, mark);
+                    let key = self.key.to_owned();
+                    let seeking = Seeking::of::<V, A>();
+                    if let Some(held) = self.may_leave_with() {
+                        fill.saw_stale(held);
+                        lead_apart(fill, self.read.tiers, seeking, load, key);
+                    } else {
+                        let load = |fills: &mut [FillGuard<K, V>]| single(load, fills[0].load(key));
+                        lead(vec![fill], self.read.tiers, seeking, load).await;
+                    }
+                }
+                match (&mut wait).await {
+                    Arrival::Landed(landing) => break landing?,
+                    Arrival::Lead(vacant) => (seat, shared) = (Some(vacant), false),
+                }
+            };
+            if !self.accepts(&landed, mark) {
+                if load.is_none() {
+                    return Err(Error::too_stale());
+                }
+                continue;
+            }
+            let reply = self.arrived(&landed, shared);
+            if A::out(reply.value.clone()).is_some() {
+                return Ok(reply);
+            }
+        }
+        Err(Error::no_value())
+    }
+
+    /// What memory holds for a caller that may be served with it before the load has begun: then
+    /// somebody else has to lead it.
+    fn may_leave_with(&self) -> Option<Held<V>> {
+        self.soft_deadline()?;
+        let held = in_memory(self.cache, self.read.tiers, self.hash, self.key);
+        held.map(|(held, _)| held)
+    }
+
+    fn fill(
+        &self,
+        seat: Seat<K, Landing<V>>,
+        store_key: Bytes,
+        token: LeaseToken,
+        mark: Mark,
+    ) -> FillGuard<K, V> {
+        FillGuard::begin(Arc::clone(self.cache), seat, self.hash, store_key, token)
+            .taken_over_at(mark)
+            .not_staler_than(self.read.max_stale)
+            .unheard(self.read.unheard)
+    }
+
+    /// The state of the fence as this caller boards. One who wants to see what was not heard of
+    /// here joins nobody who came before.
+    fn mark(&self) -> Mark {
+        if self.read.unheard {
+            self.cache.fence.bump(self.hash)
+        } else {
+            self.cache.fence.mark(self.hash)
+        }
+    }
+
+    /// The flights of callers that read as this one does.
+    fn loads(&self) -> &Arc<Flights<K, Landing<V>>> {
+        if self.read.unheard {
+            &self.cache.unheard[0]
+        } else {
+            self.cache.loads(self.read.tiers)
+        }
+    }
+
+    /// Whether this caller, who came at `mark`, may be served with what a flight brought.
+    fn accepts(&self, landed: &Landed<V>, mark: Mark) -> bool {
+        let in_time = |held| self.cache.fence.serves(held, mark);
+        landed.is_usable(self.cache.clock().monotonic(), self.read.max_stale)
+            && landed.held.as_ref().is_none_or(in_time)
+            && landed
+                .refused
+                .is_none_or(|began| began.is_as_late_as(mark.began()))
+    }
+
+    fn missing(&self) -> Reply<V> {
+        Reply {
+            value: None,
+            story: Story::missing(self.reason),
+        }
+    }
+
+    fn reply(&self, held: &Held<V>, origin: Origin, state: State) -> Reply<V> {
+        let reason = match origin {
+            Origin::StandIn => Reason::LoadFailed,
+            Origin::Confirmed => Reason::Confirmed,
+            Origin::Memory | Origin::Tier(_) | Origin::Loader | Origin::Nobody => self.reason,
+        };
+        Reply {
+            value: held.value.clone(),
+            story: Story::of(held, origin, state, reason),
+        }
+    }
+
+    /// Leaves a note of what answers this read, if anything does.
+    fn note(&self, held: Option<&Held<V>>) {
+        match held {
+            Some(held) => note_held(self.cache, self.key, held),
+            None => note_absence(self.cache, self.key),
+        }
+        if self.read.tiers == Tiers::Memory {
+            note_memory_alone(self.cache);
+        }
+    }
+
+    fn arrived(&self, landed: &Landed<V>, shared: bool) -> Reply<V> {
+        self.note(landed.held.as_ref());
+        if landed.is_fenced {
+            scope::note_refused();
+        }
+        let Some(held) = &landed.held else {
+            return self.missing();
+        };
+        let mut reply = self.reply(held, landed.origin, landed.state);
+        reply.story.shared = shared;
+        reply
+    }
+}
+
+/// A key of a batch that memory did not answer: its place and its call.
+pub(super) type Missed<'a, K, V> = (usize, Call<'a, K, V, K>);
+
+/// Boards the flights of many keys, leads those that fall to this caller as one, and waits for
+/// all of them.
+pub(super) async fn fetch_many<K, V, F, Fut, I, A, E>(
+    cache: &Arc<Inner<K, V>>,
+    read: Read,
+    missed: &[Missed<'_, K, V>],
+    token: LeaseToken,
+    load: F,
+) -> Result<Vec<Reply<V>>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    F: Fn(Vec<K>) -> Fut,
+    Fut: Future<Output = Result<I, E>> + Send + 'static,
+    I: IntoIterator<Item = (K, A)>,
+    A: Answer<V>,
+    E: Into<BoxError> + Send + 'static,
+{
+    cache.shared.check_ready()?;
+    cache
+        .shared
+        .join(&mut Budget::new(cache.shared.tier_budget))
+        .await;
+    let (mut fills, mut waits) = (Vec::new(), Vec::new());
+    for (_, call) in missed {
+        let store_key = key::encode(&cache.prefix, call.key)?;
+        if scope::is_loading(&cache.name, &store_key) {
+            return Err(Error::reentered(&cache.name));
+        }
+        let mark = call.mark();
+        let (seat, mut wait) = call.loads().board(call.hash, call.key, mark);
+        if read.max_stale.is_some() {
+            wait.insist();
+        }
+        waits.push((wait, seat.is_none(), store_key.clone(), mark));
+        fills.extend(seat.map(|seat| call.fill(seat, store_key, token, mark)));
+    }
+    lead(fills, read.tiers, Seeking::Entry, |fills| {
+        batch(&load, fills)
+    })
+    .await;
+    let mut replies = Vec::with_capacity(missed.len());
+    for ((_, call), (mut wait, mut shared, store_key, mut mark)) in missed.iter().zip(waits) {
+        let mut rounds = 0;
+        let landed = loop {
+            match (&mut wait).await {
+                Arrival::Landed(landing) => {
+                    let landed = landing?;
+                    if call.accepts(&landed, mark) {
+                        break landed;
+                    }
+                    rounds += 1;
+                    if rounds == ROUNDS {
+                        return Err(Error::too_stale());
+                    }
+                    // Somebody else's flight, too old for this caller: the next one is newer.
+                    let seat;
+                    mark = call.mark();
+                    (seat, wait) = call.loads().board(call.hash, call.key, mark);
+                    wait.insist();
+                    if let Some(seat) = seat {
+                        shared = false;
+                        let fill = call.fill(seat, store_key.clone(), token, mark);
+                        lead(vec![fill], read.tiers, Seeking::Entry, |fills| {
+                            batch(&load, fills)
+                        })
+                        .await;
+                    }
+                }
+                Arrival::Lead(seat) => {
+                    cache.shared.check_open()?;
+                    let fill = call.fill(seat, store_key.clone(), token, mark);
+                    lead(vec![fill], read.tiers, Seeking::Entry, |fills| {
+                        batch(&load, fills)
+                    })
+                    .await;
+                }
+            }
+        };
+        replies.push(call.arrived(&landed, shared));
+    }
+    Ok(replies)
+}

@@ -1,0 +1,182 @@
+//! What memory says of a key: one probe under a shared lock.
+
+use std::sync::Arc;
+
+use super::sources::{note_held, note_memory_alone, note_source};
+use crate::cache::Inner;
+use crate::clock::Millis;
+use crate::entry::{Held, Lived};
+use crate::fence::Standing;
+use crate::fill::Origin;
+use crate::key::{AsKey, CacheKey};
+use crate::options::{Early, Isolation, Read, Tiers};
+use crate::outcome::{Reason, State};
+use crate::policy::{self, Decision};
+use crate::scope;
+use crate::stats::Count;
+
+/// The answer to a read, with what is needed to tell its story.
+pub(crate) struct Reply<V> {
+    pub value: Option<Arc<V>>,
+    pub story: Story,
+}
+
+/// What a read can say of itself, cheap enough to keep on every hit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Story {
+    pub origin: Origin,
+    pub state: State,
+    pub reason: Reason,
+    /// Whether somebody else's flight brought it.
+    pub shared: bool,
+    /// `None` without an entry.
+    pub entry: Option<Lived>,
+}
+
+impl Story {
+    /// The story of a read that found nothing.
+    pub(super) fn missing(reason: Reason) -> Self {
+        Self {
+            origin: Origin::Nobody,
+            state: State::Missing,
+            reason,
+            shared: false,
+            entry: None,
+        }
+    }
+
+    #[inline]
+    pub(super) fn of<V>(held: &Held<V>, origin: Origin, state: State, reason: Reason) -> Self {
+        let entry = Some(held.lived());
+        Self {
+            origin,
+            state,
+            reason,
+            shared: false,
+            entry,
+        }
+    }
+}
+
+/// What the probe of memory says.
+pub(super) enum Probe<V> {
+    Serve(Reply<V>),
+    /// Serve it, and refresh it in the background.
+    Refresh(Reply<V>),
+    /// Look further.
+    Fetch(Reason),
+}
+
+/// Looks in memory. One probe under a shared lock; nothing is allocated.
+#[inline]
+pub(super) fn probe<K, V, Q>(cache: &Inner<K, V>, read: &Read, hash: u64, key: &Q) -> Probe<V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    if read.tiers == Tiers::Shared {
+        return Probe::Fetch(Reason::SkippedMemory);
+    }
+    let now = cache.clock().recent();
+    let mut probed = Probe::Fetch(Reason::NotInMemory);
+    let mut sources = None;
+    // Written in place: an answer that is passed back through the table is moved at every step.
+    cache.memory.get(hash, key, now, |held| {
+        let standing = cache.fence.standing(held, now);
+        probed = verdict(held, standing, now, read, cache.rules.early);
+        if !matches!(probed, Probe::Fetch(_)) && scope::is_open() {
+            sources = Some((held.tags().to_vec(), held.times.remaining(now)));
+        }
+    });
+    if let Some((tags, fresh_for)) = sources {
+        note_source(cache, key, tags, fresh_for);
+        note_memory_alone(cache);
+    }
+    probed
+}
+
+/// What a read makes of the entry that memory holds.
+#[inline]
+fn verdict<V>(
+    held: &Held<V>,
+    standing: Standing,
+    now: Millis,
+    read: &Read,
+    early: Early,
+) -> Probe<V> {
+    let reply = |state, reason| Reply {
+        value: held.value.clone(),
+        story: Story::of(held, Origin::Memory, state, reason),
+    };
+    match policy::decide(&held.times, standing, now, read.max_stale) {
+        Decision::Serve if !early.is_off() && is_due(held, early, now) => {
+            Probe::Refresh(reply(State::Fresh, Reason::Refreshing))
+        }
+        Decision::Serve => Probe::Serve(reply(State::Fresh, Reason::InMemory)),
+        Decision::ServeStale => Probe::Serve(reply(State::Stale, Reason::Throttled)),
+        Decision::ServeAndRefresh => Probe::Refresh(reply(State::Stale, Reason::Refreshing)),
+        Decision::Fetch | Decision::Forget => Probe::Fetch(match standing {
+            Standing::Current => Reason::TooOld,
+            Standing::Suspect => Reason::Suspect,
+            Standing::Gone => Reason::Invalidated,
+        }),
+    }
+}
+
+fn is_due<V>(held: &Held<V>, early: Early, now: Millis) -> bool {
+    held.value.is_some() && policy::is_due(early, &held.times, held.load_ms, now, policy::draw)
+}
+
+/// What memory holds now, fresh or stale, and what it is worth. Whoever uses it in the name of a
+/// flight asks after boarding: what an invalidation removed before that must not come back with the
+/// flight.
+pub(super) fn in_memory<K, V, Q>(
+    cache: &Inner<K, V>,
+    tiers: Tiers,
+    hash: u64,
+    key: &Q,
+) -> Option<(Held<V>, Standing)>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    if tiers == Tiers::Shared {
+        return None;
+    }
+    let now = cache.clock().monotonic();
+    let usable = |held: &Held<V>| {
+        let standing = cache.fence.standing(held, now);
+        (standing != Standing::Gone).then(|| (held.clone(), standing))
+    };
+    cache.memory.get(hash, key, now, usable).flatten()
+}
+
+/// What memory holds and nobody can be asked about, where that is wanted.
+pub(super) fn unverified_in_memory<K, V, Q>(cache: &Inner<K, V>, key: &Q) -> Reply<V>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let (hash, now) = (cache.memory.hash(key), cache.clock().monotonic());
+    let held = in_memory(cache, Tiers::Memory, hash, key)
+        .map(|(held, _)| held)
+        .filter(|held| now < held.times.serve_until)
+        .filter(|_| cache.rules.isolation == Isolation::Serve);
+    match held {
+        Some(held) => {
+            cache.count(Count::Unverified, 1);
+            note_held(cache, key, &held);
+            note_memory_alone(cache);
+            let value = held.value.clone();
+            let story = Story::of(&held, Origin::Memory, State::Fresh, Reason::Suspect);
+            Reply { value, story }
+        }
+        None => Reply {
+            value: None,
+            story: Story::missing(Reason::Suspect),
+        },
+    }
+}
