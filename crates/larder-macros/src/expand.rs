@@ -178,17 +178,18 @@ impl Plan {
     /// Makes the key and calls it `__larder_key`.
     fn make_key(&self) -> TokenStream {
         if let Some(KeyOption::Expression(key)) = &self.options.key {
-            let mentioned = self
-                .arguments
-                .iter()
-                .filter(|argument| argument.pattern.is_none());
-            let mentioned = mentioned.filter(|argument| self.is_in_key(&argument.ident));
-            let names: Vec<_> = mentioned.map(|argument| &argument.ident).collect();
+            let mentioned = self.key_arguments().map(|argument| {
+                let ident = &argument.ident;
+                let pattern = argument.pattern.as_ref();
+                let pattern = pattern.map_or_else(|| quote!(#ident), ToTokens::to_token_stream);
+                quote!(let #pattern = ::core::clone::Clone::clone(&#ident);)
+            });
             let key =
                 quote_spanned!(at(key.span())=> ::larder::__macros::key_for(__larder_cache, #key));
             return quote! {
+                #[allow(unused_variables)]
                 let __larder_key = {
-                    #(let #names = ::core::clone::Clone::clone(&#names);)*
+                    #(#mentioned)*
                     #key
                 };
             };

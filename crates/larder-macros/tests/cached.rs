@@ -609,6 +609,21 @@ mod keys {
         format!("{org} {page}")
     }
 
+    #[cached(key = (a, b), cache = cache)]
+    fn of_a_pattern(cache: &Cache<(String, u8), String>, (a, b): (String, u8)) -> String {
+        format!("{a} {b}")
+    }
+
+    #[test]
+    fn a_key_can_be_an_expression_of_what_a_pattern_binds() {
+        let cache = Larder::local().cache("c").in_memory().unwrap();
+        let call = || ("a".to_owned(), 7);
+        assert_eq!(of_a_pattern(&cache, call()), "a 7");
+        assert!(cache.get_in_memory(&call()).is_some());
+        of_a_pattern_invalidate(&cache, call());
+        assert!(cache.get_in_memory(&call()).is_none());
+    }
+
     #[cached(key = name, cache = cache)]
     async fn by_name(cache: &Cache<String, usize>, name: &str) -> usize {
         name.len()
