@@ -1,6 +1,7 @@
 //! What the compiler says of functions that cannot be cached: each message tells the mend.
 //!
-//! After a change of words, `TRYBUILD=overwrite cargo test -p larder-macros --test messages` writes
+//! The sentences are larder's own; what the compiler puts around those of `types.rs` may change with it
+//! (the files are of rustc 1.95). After a change of words, `TRYBUILD=overwrite cargo test -p larder-macros --test messages` writes
 //! the files anew.
 
 #[test]
