@@ -112,6 +112,43 @@ where
         read::get_in_memory(&self.inner, key)
     }
 
+    /// The value under `key` from memory alone, or what `load` returns, kept in memory alone. Needs
+    /// no runtime: `load` runs here and now.
+    ///
+    /// What `load` finds is not kept if its key was invalidated or written meanwhile. Callers that
+    /// come at the same time may each load: nobody waits for another here. Within its grace a stale
+    /// value stands in for a load that fails. A key that is empty or too long is loaded and not kept,
+    /// and what may have been invalidated unheard, because the bus is silent, is loaded anew.
+    ///
+    /// # Errors
+    ///
+    /// Those of `load`.
+    ///
+    /// ```
+    /// use larder::{Cache, Larder};
+    ///
+    /// let squares: Cache<u64, u64> = Larder::local().cache("squares").in_memory()?;
+    /// let square = squares.get_or_load_in_memory(&7, || Ok::<_, larder::Error>(7 * 7))?;
+    /// assert_eq!(*square, 49);
+    /// assert_eq!(squares.get_in_memory(&7).as_deref(), Some(&49));
+    /// # Ok::<_, larder::Error>(())
+    /// ```
+    pub fn get_or_load_in_memory<Q, T, E>(
+        &self,
+        key: &Q,
+        load: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<V>, E>
+    where
+        Q: AsKey<K> + ?Sized,
+        T: Into<Arc<V>>,
+    {
+        let load = || {
+            let value: Arc<V> = load()?.into();
+            Ok((Loaded::value(Arc::clone(&value)), value))
+        };
+        read::load_in_memory(&self.inner, key, |held| held, load)
+    }
+
     /// The value under `key`: from memory, from the tiers below it, or from `load`.
     ///
     /// `load` is called when memory has nothing fresh, by at most one of the callers that want
@@ -287,6 +324,11 @@ where
     /// Removes `key` from this process's memory alone. Needs no runtime.
     pub fn invalidate_in_memory<Q: AsKey<K> + ?Sized>(&self, key: &Q) {
         write::drop_from_memory(&self.inner, self.inner.memory.hash(key), key);
+    }
+
+    /// Removes every entry from this process's memory alone. Needs no runtime.
+    pub fn clear_in_memory(&self) {
+        write::clear_memory(&self.inner);
     }
 
     /// Makes `key` stale in every tier: within its grace it is still served, while the next read

@@ -34,7 +34,7 @@ use crate::entry::{Details, FillId, Held, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
 use crate::epoch::Moment;
 use crate::error::{Error, Result};
-use crate::fence::Standing;
+use crate::fence::{Mark, Standing};
 use crate::fill::{FillGuard, Landed, Origin};
 use crate::glob::Glob;
 use crate::invalidation::Why;
@@ -757,6 +757,42 @@ where
         .tags
         .invalidate_dependents(&cache.name, logical);
     stored
+}
+
+/// Stores in memory what a load without a flight found, if nothing happened to its key since `mark`,
+/// and says what became of it. `None` for what cannot be an entry: a key that is empty or too long,
+/// tags that are none.
+pub(crate) fn keep_in_memory<K, V, Q>(
+    cache: &Inner<K, V>,
+    mark: Mark,
+    key: &Q,
+    loaded: Loaded<V>,
+    load_ms: u64,
+) -> Option<Landed<V>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let store_key = key::encode(&cache.prefix, key).ok()?;
+    let (key, hash, began) = (key.to_owned(), cache.memory.hash(key), mark.began());
+    let entry = make(cache, &key, &store_key, loaded, None, began, load_ms).ok()?;
+    let held = entry.held;
+    if entry.refused {
+        cache.count(Count::Fenced, 1);
+        return Some(Landed::refused(held, began));
+    }
+    if entry.keep == Keep::NoStore {
+        return Some(Landed::not_stored(held));
+    }
+    let (weight, version) = (cache.weigh(&key, store_key.len(), &held), held.version());
+    let inserted = store(cache, hash, &key, held.clone(), weight, |there| {
+        cache.fence.holds(mark) && there.is_none_or(|there| there.gives_way_to(version))
+    });
+    Some(match inserted {
+        Inserted::NotAdmitted => Landed::fenced(held),
+        _ => Landed::fresh(held, Origin::Loader),
+    })
 }
 
 /// Fences the key off and drops it from memory.
