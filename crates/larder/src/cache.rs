@@ -14,7 +14,7 @@ use crate::clock::{Clock, Millis};
 use crate::codec::ValueCodec;
 use crate::courier::Receipt;
 use crate::entries::Entries;
-use crate::entry::{Details, Held, Times};
+use crate::entry::{Details, FillId, Held, Times};
 use crate::envelope::{self, Expect, Header, Rejected};
 use crate::epoch::Moment;
 use crate::error::{BoxError, Error, Result};
@@ -738,7 +738,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             stamp: AtomicU64::new(began.stamp),
             load_ms: u32::try_from(opened.label.load_ms).unwrap_or(u32::MAX),
             encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
-            fill_id: Some(opened.label.fill_id),
+            fill_id: Some(FillId::of(&opened.label.fill_id)),
             details: Details::of(opened.label, tags),
         };
         Ok(Opened { held, versions })

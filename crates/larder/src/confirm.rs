@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::cache::Inner;
 use crate::clock::Millis;
-use crate::entry::Held;
+use crate::entry::{FillId, Held};
 use crate::envelope::{self, Front, Header};
 use crate::fence::Standing;
 use crate::fill::{FillGuard, Landed, Origin};
@@ -116,7 +116,7 @@ impl Front<'_> {
         V: Send + Sync + 'static,
     {
         let epochs = cache.shared.epochs();
-        let same = Some(self.header.fill_id) == held.fill_id
+        let same = Some(FillId::of(&self.header.fill_id)) == held.fill_id
             && usize::from(self.header.tag_count) == 1 + held.tags().len();
         let valid = |(tag, version): (&Arc<Tag>, u64)| {
             today.says(tag).map_or_else(

@@ -1,5 +1,6 @@
 //! An entry as the memory tier holds it and as reads pass it on.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -23,9 +24,20 @@ pub(crate) struct Held<V> {
     /// The length of the encoded value, in bytes; zero where it was never encoded.
     pub encoded_len: u32,
     /// The id of its fill, which the tiers have in front of their copies; `None` if none has one.
-    pub fill_id: Option<[u8; 16]>,
+    pub fill_id: Option<FillId>,
     /// What few entries have: kept apart, so that the others do not pay for it.
     pub details: Option<Arc<Details>>,
+}
+
+/// Half of the random id of a fill, which is enough to tell it from the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FillId(NonZeroU64);
+
+impl FillId {
+    pub(crate) fn of(id: &[u8; 16]) -> Self {
+        let half = id.first_chunk().map_or(0, |half| u64::from_be_bytes(*half));
+        Self(NonZeroU64::new(half).unwrap_or(NonZeroU64::MAX))
+    }
 }
 
 /// The rarely needed part of an entry.

@@ -120,6 +120,9 @@ impl KeySink {
 
     /// Adds bytes to the part that is being written.
     pub(crate) fn escaped(&mut self, raw: &[u8]) {
+        if raw.iter().all(|byte| is_plain(*byte)) {
+            return self.bytes.extend_from_slice(raw);
+        }
         for &byte in raw {
             if is_plain(byte) {
                 self.bytes.push(byte);

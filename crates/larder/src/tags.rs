@@ -7,7 +7,7 @@
 //! table begins with the newest forgotten event, so that loads from before are not stored under it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -109,6 +109,8 @@ impl Tag {
 pub(crate) struct Tags {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
+    /// How many of them are tags of keys; counted before one comes in, and after it has gone.
+    of_keys: AtomicUsize,
     /// The newest event of a tag that was swept.
     forgotten: AtomicU64,
     pub(crate) epochs: Arc<Epochs>,
@@ -125,6 +127,7 @@ impl Tags {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::default(),
+            of_keys: AtomicUsize::new(0),
             forgotten: AtomicU64::new(0),
             epochs,
         }
@@ -168,6 +171,19 @@ impl Tags {
         }
     }
 
+    /// The same for the tag of this key, without a look for it where no key has a tag at all.
+    pub(crate) fn invalidate_dependents(&self, cache: &str, key: &[u8]) {
+        if self.of_keys.load(SeqCst) == 0 {
+            self.epochs.pass_unnoted();
+            // Whoever brings in the first one counts it and then looks what has passed: they see
+            // this, or it is seen here.
+            if self.of_keys.load(SeqCst) == 0 {
+                return;
+            }
+        }
+        self.invalidate_if_carried(&name::of_key(cache, key));
+    }
+
     /// The same for the tags of all keys of a cache that `condemned` picks, in their encoded form.
     pub(crate) fn invalidate_keys(&self, cache: &str, condemned: &dyn Fn(&[u8]) -> bool) {
         let front = name::of_key(cache, b"");
@@ -202,15 +218,15 @@ impl Tags {
         if shard.table.len() >= shard.sweep_at.max(SWEEP_FROM) {
             self.sweep(&mut shard);
         }
+        let of_key = name::is_of_key(name);
+        if of_key {
+            self.of_keys.fetch_add(1, SeqCst);
+        }
         let tag = Arc::new(Tag {
             name: name.into(),
             hash,
             changed: AtomicU64::new(self.forgotten.load(SeqCst)),
-            unnoted: if name::is_of_key(name) {
-                self.epochs.unnoted()
-            } else {
-                0
-            },
+            unnoted: if of_key { self.epochs.unnoted() } else { 0 },
             known: Mutex::default(),
         });
         shard
@@ -221,14 +237,17 @@ impl Tags {
 
     /// Forgets the tags that nobody carries.
     fn sweep(&self, shard: &mut Shard) {
+        let mut swept_of_keys = 0;
         shard.table.retain(|tag| {
             // Nobody can come to carry it meanwhile: that takes the lock of the shard.
             let carried = Arc::strong_count(tag) > 1;
             if !carried {
                 self.forgotten.fetch_max(tag.changed(), SeqCst);
+                swept_of_keys += usize::from(name::is_of_key(&tag.name));
             }
             carried
         });
+        self.of_keys.fetch_sub(swept_of_keys, SeqCst);
         shard.sweep_at = shard.table.len() * 2;
         shard.table.shrink_to(shard.sweep_at, |tag| tag.hash);
     }
@@ -312,7 +331,12 @@ pub(crate) mod name {
 
     /// The tag that all entries have which depend on this one. Encoded keys are ASCII.
     pub(crate) fn of_key(cache: &str, key: &[u8]) -> Box<str> {
-        format!("k:{cache}:{}", String::from_utf8_lossy(key)).into()
+        let key = String::from_utf8_lossy(key);
+        let mut name = String::with_capacity("k::".len() + cache.len() + key.len());
+        for part in ["k:", cache, ":", &key] {
+            name.push_str(part);
+        }
+        name.into()
     }
 }
 

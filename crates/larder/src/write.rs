@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
 use crate::courier::{Errand, Receipt};
-use crate::entry::{Details, Held, Times};
+use crate::entry::{Details, FillId, Held, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
 use crate::epoch::Moment;
 use crate::error::{Error, Result};
@@ -46,7 +46,7 @@ use crate::progress::Watcher;
 use crate::scope::Inherited;
 use crate::stats::Count;
 use crate::store::{Fill, Filled, Position, Swept, Tagged, Write};
-use crate::tags::{MAX_TAGS, Tag, name};
+use crate::tags::{MAX_TAGS, Tag};
 use crate::tasks::TaskKind;
 use crate::tier::{Budget, Delivery};
 
@@ -463,7 +463,7 @@ where
         stamp: AtomicU64::new(began.stamp),
         load_ms: u32::try_from(load_ms).unwrap_or(u32::MAX),
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
-        fill_id: sealed.is_some().then_some(label.fill_id),
+        fill_id: sealed.is_some().then(|| FillId::of(&label.fill_id)),
         details: Details::of(label, tags),
     };
     Ok(Entry {
@@ -500,6 +500,9 @@ where
         )));
     }
     names.extend(given.into_iter().chain(kept).chain(inherited));
+    if names.is_empty() {
+        return Ok(names);
+    }
     let mut seen = HashSet::with_capacity(names.len());
     // The tag of its own cache every entry has without a word.
     seen.insert(cache.fence.own().name().into());
@@ -601,7 +604,7 @@ where
         cache
             .shared
             .tags
-            .invalidate_if_carried(&name::of_key(&cache.name, &logical));
+            .invalidate_dependents(&cache.name, &logical);
         return set.map(|()| Receipt::ACKED);
     }
     let owned = Arc::clone(cache);
@@ -726,8 +729,8 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let logical = key::encode(b"", &key)?;
     let store_key = key::encode(&cache.prefix, &key)?;
+    let logical = &store_key[cache.prefix.len()..];
     let hash = cache.memory.hash(&key);
     let began = cache.fence.moment();
     let entry = make(cache, &key, &store_key, loaded, None, began, 0)?;
@@ -741,8 +744,10 @@ where
             Ok(())
         }
     };
-    let dependents = name::of_key(&cache.name, &logical);
-    cache.shared.tags.invalidate_if_carried(&dependents);
+    cache
+        .shared
+        .tags
+        .invalidate_dependents(&cache.name, logical);
     stored
 }
 
@@ -827,8 +832,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             Why::Before(version) => drop_below(self, hash, key, version),
         }
         if why != Why::Expired {
-            let dependents = name::of_key(&self.name, logical);
-            self.shared.tags.invalidate_if_carried(&dependents);
+            self.shared.tags.invalidate_dependents(&self.name, logical);
         }
     }
 

@@ -1,7 +1,8 @@
 //! The memory tier beside its rivals, and beside the least that a table does.
 //!
 //! `memory [--write FILE]` prints tables; with `--write` it also writes its section of FILE.
-//! `memory --short` does a tenth of the work in two rounds, to see that it runs.
+//! `memory [--short] [PART]` prints what is asked for; `--short` does a tenth of the work in two
+//! rounds, to see that it runs. The parts are
 //!
 //! - [`speed`]: hits, inserts with eviction, and both, in one thread and in several
 //! - [`scale`]: what a hit costs in small tables and in large ones
@@ -11,10 +12,10 @@ mod pauses;
 mod scale;
 mod speed;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use larder_bench::Result;
-use larder_bench::report::{destination, load, locked, machine, table, write};
+use larder_bench::report::{Row, load, locked, machine, table, write};
 use larder_bench::rounds::ROUNDS;
 
 /// How much is measured.
@@ -40,27 +41,47 @@ impl Effort {
     }
 }
 
+/// Measures one part.
+type Part = fn(Effort) -> Result<Vec<Row>>;
+
+/// What is measured, by name.
+const PARTS: [(&str, Part); 3] = [
+    ("speed", speed::rows),
+    ("scale", scale::rows),
+    ("pauses", pauses::rows),
+];
+
 fn main() -> Result<()> {
-    let (effort, report) = arguments()?;
-    let load = load();
-    let mut tables = Vec::new();
-    for rows in [speed::rows, scale::rows, pauses::rows] {
-        let table = table(&rows(effort)?);
-        println!("{table}");
-        tables.push(table);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match *arguments.as_slice() {
+        ["--short"] => measure(Effort::SHORT, None).map(drop),
+        ["--short", part] => measure(Effort::SHORT, Some(part)).map(drop),
+        [] => measure(Effort::FULL, None).map(drop),
+        [part] => measure(Effort::FULL, Some(part)).map(drop),
+        ["--write", path] => {
+            let load = load();
+            let tables = measure(Effort::FULL, None)?;
+            write(Path::new(path), "Memory", &section(&load, &tables))
+        }
+        _ => Err("usage: memory [--write FILE], or memory [--short] [PART]".into()),
     }
-    println!("load of the machine before the run: {load}");
-    report.map_or(Ok(()), |path| {
-        write(&path, "Memory", &section(&load, &tables))
-    })
 }
 
-fn arguments() -> Result<(Effort, Option<PathBuf>)> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.as_slice() {
-        [only] if only == "--short" => Ok((Effort::SHORT, None)),
-        _ => Ok((Effort::FULL, destination(arguments.into_iter())?)),
+/// Prints the tables of all parts or of one, and returns them.
+fn measure(effort: Effort, part: Option<&str>) -> Result<Vec<String>> {
+    let mut tables = Vec::new();
+    for (name, rows) in PARTS {
+        if part.is_none_or(|part| part == name) {
+            let table = table(&rows(effort)?);
+            println!("{table}");
+            tables.push(table);
+        }
     }
+    if tables.is_empty() {
+        return Err("the parts are speed, scale and pauses".into());
+    }
+    Ok(tables)
 }
 
 fn section(load: &str, tables: &[String]) -> String {

@@ -15,7 +15,7 @@ use crate::Effort;
 /// Sizes of the tables in entries; the last one needs some 5 GiB.
 const SIZES: [usize; 4] = [10_000, 100_000, 1_000_000, 10_000_000];
 /// Reads per round.
-const READS: usize = 1_000_000;
+const READS: usize = 300_000;
 /// What a hit of the largest table may cost more than one of the smallest, counted in hits of the
 /// floor at the same size.
 const FLAT: f64 = 1.3;

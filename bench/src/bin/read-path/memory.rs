@@ -143,7 +143,9 @@ async fn others(keys: &[String]) -> Result<(Hitbox, MultiTier, Cachet)> {
 async fn tagged(keys: &Arc<[String]>) -> Result<Vec<Row>> {
     let larder = Larder::local();
     let cache = |name: &str, tags: &'static [&'static str]| {
-        let cache: Cache<String, Page> = larder.cache(name).in_memory()?;
+        // Twice the room, so that no part of a divided table has to evict.
+        let room = 2 * workload::KEYS as u64;
+        let cache: Cache<String, Page> = larder.cache(name).capacity(room).in_memory()?;
         for (number, key) in keys.iter().enumerate() {
             let page = Loaded::value(Page::of(number)).tags(tags);
             cache.set_in_memory(key.clone(), page)?;

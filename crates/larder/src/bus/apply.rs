@@ -229,7 +229,7 @@ impl Shared {
 
     /// What depends on a key goes, whether its cache is known here or not.
     fn forget_dependents(&self, cache: &str, key: &[u8]) {
-        self.tags.invalidate_if_carried(&name::of_key(cache, key));
+        self.tags.invalidate_dependents(cache, key);
     }
 
     /// Whether copies that others told of are still being dropped from a tier.
