@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::cache::Cache;
 use crate::entry::Held;
+use crate::error::Error;
 use crate::key::{AsKey, CacheKey};
 use crate::options::Span;
 use crate::policy::Wishes;
@@ -32,6 +33,8 @@ pub struct Loaded<V> {
     pub(crate) tags: Vec<Box<str>>,
     /// What the reads inside the load bring with them.
     pub(crate) inherited: Inherited,
+    /// Why there is nothing to keep, where the load of this key failed and those of others did not.
+    pub(crate) failure: Option<Error>,
     /// The first option that could not be understood.
     pub(crate) problem: Option<String>,
 }
@@ -60,7 +63,16 @@ impl<V> Loaded<V> {
             last_modified: None,
             tags: Vec::new(),
             inherited: Inherited::default(),
+            failure: None,
             problem: None,
+        }
+    }
+
+    /// One key of a batch could not be loaded.
+    pub(crate) fn failed(error: Error) -> Self {
+        Self {
+            failure: Some(error),
+            ..Self::absent()
         }
     }
 

@@ -25,6 +25,7 @@ use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::larder::Shared;
 use crate::loader::Turns;
+use crate::loading::Watchers;
 use crate::memory::{Listener, Memory};
 use crate::options::{Read, RemovalCause, Rules, Tiers};
 use crate::outcome::{Answered, Outcome, Source, State};
@@ -602,6 +603,7 @@ pub(crate) struct Inner<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     /// When the tiers have to be told again that this schema version is in use.
     pub(crate) enlist_at: AtomicU64,
     pub(crate) turns: Turns,
+    pub(crate) watchers: Watchers<K>,
     pub(crate) counters: Counters,
     pub(crate) shared: Arc<Shared>,
 }
@@ -763,9 +765,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         &self.loads[tiers as usize]
     }
 
-    /// The one exit of every read: counts it.
+    /// The one exit of every read: counts it, and tells whoever watches the reads of this cache.
     #[inline]
-    pub(crate) fn exit(&self, story: &Story) {
+    pub(crate) fn exit<Q: AsKey<K> + ?Sized>(&self, hash: u64, key: &Q, story: &Story) {
+        self.watchers.tell(hash, story.origin, || key.to_owned());
         self.counters.one(match (story.state, story.origin) {
             (State::Stale, _) => Count::StaleServed,
             (State::Missing | State::NotStored, _) | (_, Origin::Loader) => Count::Miss,
@@ -779,9 +782,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     }
 
     /// The exit of a read that may have failed.
-    pub(crate) fn exit_with(&self, reply: &Result<Reply<V>>) {
+    pub(crate) fn exit_with<Q: AsKey<K> + ?Sized>(
+        &self,
+        hash: u64,
+        key: &Q,
+        reply: &Result<Reply<V>>,
+    ) {
         match reply {
-            Ok(reply) => self.exit(&reply.story),
+            Ok(reply) => self.exit(hash, key, &reply.story),
             Err(_) => self.counters.one(Count::ReadFailed),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub enum ErrorKind {
     Key,
     /// The cache or the larder was configured wrongly.
     Config,
+    /// A file could not be read or written, or is none of larder's.
+    File,
     /// The larder was shut down.
     Closed,
 }
@@ -166,6 +169,17 @@ impl Error {
 
     pub(crate) fn config(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Config, message)
+    }
+
+    pub(crate) fn file(path: &Path, problem: &str, cause: std::io::Error) -> Self {
+        let message = format!("{} {problem}: {cause}", path.display());
+        Self {
+            inner: Arc::new(Inner {
+                kind: ErrorKind::File,
+                message: Cow::Owned(message),
+                source: Some(Box::new(cause)),
+            }),
+        }
     }
 
     pub(crate) fn closed() -> Self {

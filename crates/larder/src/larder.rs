@@ -24,6 +24,7 @@ use crate::flight::Flights;
 use crate::invalidation::Invalidation;
 use crate::key::{self, CacheKey};
 use crate::loader::Turns;
+use crate::loading::Watchers;
 use crate::memory::{Bound, Memory};
 use crate::minimum::Minimums;
 use crate::options::{CacheOptions, Capacity, Isolation, LONGEST, Policy, RemovalCause, Span};
@@ -834,6 +835,7 @@ where
             fallback: self.fallback,
             groups: self.groups,
             enlist_at: AtomicU64::new(0),
+            watchers: Watchers::default(),
             turns: Turns::new(options.load_concurrency, options.load_queue),
             counters: Counters::new(),
             shared: Arc::clone(&shared),

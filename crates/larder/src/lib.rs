@@ -65,6 +65,7 @@ mod glob;
 mod invalidation;
 mod larder;
 mod loader;
+mod loading;
 mod look;
 mod memory;
 mod minimum;
@@ -101,6 +102,10 @@ pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};
 #[cfg(feature = "macros")]
 pub use larder_macros::cached;
+pub use loading::{
+    BatchLoader, Feed, Loader, LoadingCache, LoadingReader, RefreshAhead, RefreshAheadStats,
+    Refreshing, Warm, WarmProgress, Warming,
+};
 pub use options::{CacheOptions, Capacity, Isolation, Policy, Read, RemovalCause, Span, Tiers};
 pub use outcome::{Answered, Outcome, Reason, Source, State};
 pub use progress::{Matching, Progress};

@@ -82,14 +82,7 @@ pub(crate) async fn run<T: Send + 'static>(
 ) -> Result<T> {
     let loaded = within(clock, deadline, async {
         let _turn = turns.take().await?;
-        let mut task = AbortOnDrop(tokio::spawn(load));
-        match (&mut task.0).await {
-            Ok(loaded) => loaded.map_err(Error::load),
-            Err(ended) => Err(match ended.try_into_panic() {
-                Ok(panic) => Error::load_panicked(message(&*panic)),
-                Err(_cancelled) => Error::closed(),
-            }),
-        }
+        apart(load).await
     });
     loaded.await.unwrap_or_else(|| {
         let millis = deadline.as_millis();
@@ -97,6 +90,20 @@ pub(crate) async fn run<T: Send + 'static>(
             "the load did not end within its deadline of {millis} ms"
         )))
     })
+}
+
+/// Runs a load in a task of its own, which ends with this future.
+pub(crate) async fn apart<T: Send + 'static>(
+    load: impl Future<Output = Result<T, BoxError>> + Send + 'static,
+) -> Result<T> {
+    let mut task = AbortOnDrop(tokio::spawn(load));
+    match (&mut task.0).await {
+        Ok(loaded) => loaded.map_err(Error::load),
+        Err(ended) => Err(match ended.try_into_panic() {
+            Ok(panic) => Error::load_panicked(message(&*panic)),
+            Err(_cancelled) => Error::closed(),
+        }),
+    }
 }
 
 struct AbortOnDrop<T>(JoinHandle<T>);

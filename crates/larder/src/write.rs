@@ -89,9 +89,13 @@ pub(crate) async fn commit<K, V>(
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    cache.count(Count::Load, loads.len() as u64);
-    let mut entries = Vec::with_capacity(loads.len());
-    for (fill, loaded) in loads {
+    let (mut entries, mut failed) = (Vec::with_capacity(loads.len()), Vec::new());
+    for (fill, mut loaded) in loads {
+        if let Some(failure) = loaded.failure.take() {
+            failed.push((fill, failure));
+            continue;
+        }
+        cache.count(Count::Load, 1);
         let Some(key) = fill.key() else { continue };
         let began = fill.mark().began();
         let made = make(
@@ -109,8 +113,12 @@ pub(crate) async fn commit<K, V>(
         }
     }
     fill_tiers(cache, &mut entries, budget).await;
-    let fills = entries.iter_mut().map(|(fill, _)| fill).collect();
-    give_back(cache, fills, budget).await;
+    let stored = entries.iter_mut().map(|(fill, _)| fill);
+    let fills = stored.chain(failed.iter_mut().map(|(fill, _)| fill));
+    give_back(cache, fills.collect(), budget).await;
+    for (fill, error) in failed {
+        fail(vec![fill], &error);
+    }
     for (fill, entry) in entries {
         if entry.refused {
             cache.count(Count::Fenced, 1);

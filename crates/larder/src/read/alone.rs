@@ -41,7 +41,7 @@ where
     };
     let mut answer = held.and_then(|reply| Some((answer(reply.value)?, reply.story)));
     if let Some((value, story)) = answer.take_if(|_| reason == Reason::InMemory) {
-        cache.exit(&story);
+        cache.exit(hash, key, &story);
         return Ok(value);
     }
     let clock = cache.clock();
@@ -52,7 +52,7 @@ where
     cache.count(Count::LoadMillis, load_ms);
     match loaded {
         Ok((mut loaded, value)) => {
-            cache.exit(&Story::missing(reason));
+            cache.exit(hash, key, &Story::missing(reason));
             loaded.inherited.extend(inherited);
             if let Some(landed) = write::keep_in_memory(cache, mark, key, loaded, load_ms) {
                 note_made(cache, key, &landed);
@@ -66,7 +66,7 @@ where
                 return Err(error);
             };
             cache.count(Count::StoodIn, 1);
-            cache.exit(&story);
+            cache.exit(hash, key, &story);
             Ok(value)
         }
     }

@@ -16,7 +16,7 @@ use crate::entry::Held;
 use crate::error::{BoxError, Error, Result};
 use crate::fence::{Mark, Standing};
 use crate::fill::{FillGuard, Landed, Landing, Origin};
-use crate::flight::{Arrival, Flights, Seat};
+use crate::flight::{Arrival, Flights, Seat, Wait};
 use crate::key::{self, AsKey, CacheKey};
 use crate::look::{Seeking, look};
 use crate::options::{Isolation, Read, Tiers};
@@ -307,14 +307,14 @@ where
 pub(super) type Missed<'a, K, V> = (usize, Call<'a, K, V, K>);
 
 /// Boards the flights of many keys, leads those that fall to this caller as one, and waits for
-/// all of them.
+/// all of them. The error of one key is no other's.
 pub(super) async fn fetch_many<K, V, F, Fut, I, A, E>(
     cache: &Arc<Inner<K, V>>,
     read: Read,
     missed: &[Missed<'_, K, V>],
     token: LeaseToken,
     load: F,
-) -> Result<Vec<Reply<V>>>
+) -> Result<Vec<Result<Reply<V>>>>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -329,33 +329,87 @@ where
         .shared
         .join(&mut Budget::new(cache.shared.tier_budget))
         .await;
-    let (mut fills, mut waits) = (Vec::new(), Vec::new());
+    let (mut fills, mut boarded) = (Vec::new(), Vec::with_capacity(missed.len()));
     for (_, call) in missed {
-        let store_key = key::encode(&cache.prefix, call.key)?;
-        if scope::is_loading(&cache.name, &store_key) {
-            return Err(Error::reentered(&cache.name));
-        }
-        let mark = call.mark();
-        let (seat, mut wait) = call.loads().board(call.hash, call.key, mark);
-        if read.max_stale.is_some() {
-            wait.insist();
-        }
-        waits.push((wait, seat.is_none(), store_key.clone(), mark));
-        fills.extend(seat.map(|seat| call.fill(seat, store_key, token, mark)));
+        boarded.push(call.board(token, &mut fills));
     }
     lead(fills, read.tiers, Seeking::Entry, |fills| {
         batch(&load, fills)
     })
     .await;
     let mut replies = Vec::with_capacity(missed.len());
-    for ((_, call), (mut wait, mut shared, store_key, mut mark)) in missed.iter().zip(waits) {
+    for ((_, call), boarded) in missed.iter().zip(boarded) {
+        replies.push(match boarded {
+            Ok(boarded) => call.arrive(boarded, token, &load).await,
+            Err(error) => Err(error),
+        });
+    }
+    Ok(replies)
+}
+
+/// A place of a batch on the flight of one of its keys.
+struct Boarded<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    wait: Wait<K, Landing<V>>,
+    /// Whether somebody else leads.
+    shared: bool,
+    store_key: Bytes,
+    mark: Mark,
+}
+
+impl<K, V> Call<'_, K, V, K>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    /// Boards the flight of one key of a batch; if this caller leads it, the fill is among `fills`.
+    fn board(&self, token: LeaseToken, fills: &mut Vec<FillGuard<K, V>>) -> Result<Boarded<K, V>> {
+        let store_key = key::encode(&self.cache.prefix, self.key)?;
+        if scope::is_loading(&self.cache.name, &store_key) {
+            return Err(Error::reentered(&self.cache.name));
+        }
+        let mark = self.mark();
+        let (seat, mut wait) = self.loads().board(self.hash, self.key, mark);
+        if self.read.max_stale.is_some() {
+            wait.insist();
+        }
+        let shared = seat.is_none();
+        fills.extend(seat.map(|seat| self.fill(seat, store_key.clone(), token, mark)));
+        Ok(Boarded {
+            wait,
+            shared,
+            store_key,
+            mark,
+        })
+    }
+
+    /// Waits for what the flight of one key of a batch brings, and takes over the lead where it
+    /// falls to this caller.
+    async fn arrive<F, Fut, I, A, E>(
+        &self,
+        boarded: Boarded<K, V>,
+        token: LeaseToken,
+        load: &F,
+    ) -> Result<Reply<V>>
+    where
+        F: Fn(Vec<K>) -> Fut,
+        Fut: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (K, A)>,
+        A: Answer<V>,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let Boarded {
+            mut wait,
+            mut shared,
+            store_key,
+            mut mark,
+        } = boarded;
         let mut rounds = 0;
-        let landed = loop {
-            match (&mut wait).await {
+        loop {
+            let seat = match (&mut wait).await {
                 Arrival::Landed(landing) => {
                     let landed = landing?;
-                    if call.accepts(&landed, mark) {
-                        break landed;
+                    if self.accepts(&landed, mark) {
+                        return Ok(self.arrived(&landed, shared));
                     }
                     rounds += 1;
                     if rounds == ROUNDS {
@@ -363,29 +417,24 @@ where
                     }
                     // Somebody else's flight, too old for this caller: the next one is newer.
                     let seat;
-                    mark = call.mark();
-                    (seat, wait) = call.loads().board(call.hash, call.key, mark);
+                    mark = self.mark();
+                    (seat, wait) = self.loads().board(self.hash, self.key, mark);
                     wait.insist();
-                    if let Some(seat) = seat {
-                        shared = false;
-                        let fill = call.fill(seat, store_key.clone(), token, mark);
-                        lead(vec![fill], read.tiers, Seeking::Entry, |fills| {
-                            batch(&load, fills)
-                        })
-                        .await;
-                    }
+                    shared &= seat.is_none();
+                    seat
                 }
                 Arrival::Lead(seat) => {
-                    cache.shared.check_open()?;
-                    let fill = call.fill(seat, store_key.clone(), token, mark);
-                    lead(vec![fill], read.tiers, Seeking::Entry, |fills| {
-                        batch(&load, fills)
-                    })
-                    .await;
+                    self.cache.shared.check_open()?;
+                    Some(seat)
                 }
+            };
+            if let Some(seat) = seat {
+                let fill = self.fill(seat, store_key.clone(), token, mark);
+                lead(vec![fill], self.read.tiers, Seeking::Entry, |fills| {
+                    batch(load, fills)
+                })
+                .await;
             }
-        };
-        replies.push(call.arrived(&landed, shared));
+        }
     }
-    Ok(replies)
 }

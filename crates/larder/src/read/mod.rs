@@ -13,6 +13,7 @@
 //! conduct (its own task): run the loader ──► write::commit, or write::fail
 //! ```
 
+pub(crate) mod ahead;
 mod alone;
 mod call;
 mod lead;
@@ -22,7 +23,7 @@ mod sources;
 use std::future::Future;
 use std::sync::Arc;
 
-use self::call::{Call, fetch_many};
+use self::call::{Call, Missed, fetch_many};
 use self::lead::{batch, board_refresh, lead_behind, refresh};
 use self::probe::{Probe, probe, unverified_in_memory};
 use self::sources::{makes_for_others, note_absence};
@@ -34,7 +35,6 @@ use crate::loader;
 use crate::look::Seeking;
 use crate::options::{Read, Tiers};
 use crate::outcome::Reason;
-use crate::stats::Count;
 use crate::store::LeaseToken;
 use crate::tier::{Budget, within};
 use crate::write;
@@ -58,7 +58,8 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
-    let reply = match probe(cache, &Read::PLAIN, cache.memory.hash(key), key) {
+    let hash = cache.memory.hash(key);
+    let reply = match probe(cache, &Read::PLAIN, hash, key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => reply,
         Probe::Fetch(Reason::Suspect) => unverified_in_memory(cache, key),
         Probe::Fetch(reason) => Reply {
@@ -69,7 +70,7 @@ where
     if reply.story.entry.is_none() {
         note_absence(cache, key);
     }
-    cache.exit(&reply.story);
+    cache.exit(hash, key, &reply.story);
     reply.value
 }
 
@@ -90,7 +91,7 @@ where
     let hash = cache.memory.hash(key);
     let reason = match probe(cache, read, hash, key) {
         Probe::Serve(reply) | Probe::Refresh(reply) => {
-            cache.exit(&reply.story);
+            cache.exit(hash, key, &reply.story);
             return Ok(reply);
         }
         Probe::Fetch(reason) => reason,
@@ -103,7 +104,7 @@ where
         reason,
     };
     let reply = Box::pin(call.patiently(call.peek())).await;
-    cache.exit_with(&reply);
+    cache.exit_with(hash, key, &reply);
     reply
 }
 
@@ -139,12 +140,12 @@ where
             Reason::TooOld
         }
         Probe::Serve(reply) => {
-            cache.exit(&reply.story);
+            cache.exit(hash, key, &reply.story);
             return answer::<V, A>(reply);
         }
         Probe::Refresh(reply) => {
             refresh(cache, read.tiers, hash, key, reply.story.entry, load);
-            cache.exit(&reply.story);
+            cache.exit(hash, key, &reply.story);
             return answer::<V, A>(reply);
         }
         Probe::Fetch(reason) => reason,
@@ -157,7 +158,7 @@ where
         reason,
     };
     let reply = Box::pin(call.patiently(call.fetch(load))).await;
-    cache.exit_with(&reply);
+    cache.exit_with(hash, key, &reply);
     answer::<V, A>(reply?)
 }
 
@@ -213,6 +214,26 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
+    let values = get_each(cache, read, keys, load).await;
+    values.into_iter().collect()
+}
+
+/// The same with an answer for each key, so that the error of one is no other's.
+pub(crate) async fn get_each<K, V, F, Fut, I, A, E>(
+    cache: &Arc<Inner<K, V>>,
+    read: &Read,
+    keys: &[K],
+    load: F,
+) -> Vec<Result<Option<Arc<V>>>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    F: Fn(Vec<K>) -> Fut,
+    Fut: Future<Output = Result<I, E>> + Send + 'static,
+    I: IntoIterator<Item = (K, A)>,
+    A: Answer<V>,
+    E: Into<BoxError> + Send + 'static,
+{
     let caught_up;
     let read = if must_catch_up(cache, read) {
         caught_up = catch_up(cache, *read).await;
@@ -247,12 +268,12 @@ where
                     reason,
                 };
                 missed.push((at, call));
-                values.push(None);
+                values.push(Ok(None));
                 continue;
             }
         };
-        cache.exit(&reply.story);
-        values.push(reply.value);
+        cache.exit(hash, key, &reply.story);
+        values.push(Ok(reply.value));
     }
     if !refreshing.is_empty() {
         match loader::make(|| batch(&load, &refreshing)) {
@@ -261,30 +282,45 @@ where
         }
     }
     if !missed.is_empty() {
-        let fetched = Box::pin(fetch_many(cache, *read, &missed, token, load));
-        let fetched = match read.deadline {
-            None => fetched.await,
-            Some(deadline) => match within(&**cache.clock(), deadline, fetched).await {
-                Some(fetched) => fetched,
-                None => {
-                    let stand_ins: Option<_> =
-                        missed.iter().map(|(_, call)| call.stand_in()).collect();
-                    stand_ins.ok_or_else(|| Error::out_of_patience(deadline))
-                }
-            },
-        };
-        match fetched {
-            Ok(replies) => {
-                for ((at, ..), reply) in missed.iter().zip(replies) {
-                    cache.exit(&reply.story);
-                    values[*at] = reply.value;
-                }
-            }
-            Err(error) => {
-                cache.count(Count::ReadFailed, missed.len() as u64);
-                return Err(error);
-            }
+        let replies = fetch_patiently(cache, read, &missed, token, load).await;
+        for ((at, call), reply) in missed.iter().zip(replies) {
+            cache.exit_with(call.hash, call.key, &reply);
+            values[*at] = reply.map(|reply| reply.value);
         }
     }
-    Ok(values)
+    values
+}
+
+/// Fetches what memory did not answer, and waits as long as the caller wants to. Then it serves
+/// what memory holds, where that may be.
+async fn fetch_patiently<K, V, F, Fut, I, A, E>(
+    cache: &Arc<Inner<K, V>>,
+    read: &Read,
+    missed: &[Missed<'_, K, V>],
+    token: LeaseToken,
+    load: F,
+) -> Vec<Result<Reply<V>>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    F: Fn(Vec<K>) -> Fut,
+    Fut: Future<Output = Result<I, E>> + Send + 'static,
+    I: IntoIterator<Item = (K, A)>,
+    A: Answer<V>,
+    E: Into<BoxError> + Send + 'static,
+{
+    let fetched = Box::pin(fetch_many(cache, *read, missed, token, load));
+    let fetched = match read.deadline {
+        None => fetched.await,
+        Some(deadline) => match within(&**cache.clock(), deadline, fetched).await {
+            Some(fetched) => fetched,
+            None => {
+                let late = || Error::out_of_patience(deadline);
+                let stand_in = |(_, call): &Missed<'_, K, V>| call.stand_in().ok_or_else(late);
+                Ok(missed.iter().map(stand_in).collect())
+            }
+        },
+    };
+    // What stops all of them, as the end of the larder does, is the error of each.
+    fetched.unwrap_or_else(|error| missed.iter().map(|_| Err(error.clone())).collect())
 }
