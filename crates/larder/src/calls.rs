@@ -13,6 +13,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -378,6 +379,12 @@ impl<V, S: Shape<V>> Shape<V> for Optional<S> {
     }
 }
 
+/// The work of a load in a box. Functions that call one another would otherwise have loads within loads,
+/// each a multiple of the one inside of it, until no stack has room for the outermost.
+fn boxed<Fut>((keeping, work): (Keeping, Fut)) -> (Keeping, Pin<Box<Fut>>) {
+    (keeping, Box::pin(work))
+}
+
 /// A call of an async function that cannot fail. `None` if the cache has no answer, and the function
 /// is to be run without it.
 pub async fn call<S, K, V, F, Fut>(cache: &Cache<K, V>, key: K, load: F) -> Option<S::Given>
@@ -389,7 +396,7 @@ where
     Fut: Future<Output = S::Given> + Send + 'static,
 {
     let load = |_| {
-        let (keeping, work) = load();
+        let (keeping, work) = boxed(load());
         async move { Ok::<_, BoxError>(keeping.loaded(S::keep(work.await))) }
     };
     S::give(cache.get_or_load(&key, load).await.ok()?)
@@ -411,7 +418,7 @@ where
     Fut: Future<Output = Result<S::Given, E>> + Send + 'static,
 {
     let load = |_| {
-        let (keeping, work) = load();
+        let (keeping, work) = boxed(load());
         async move {
             let given = work.await.map_err(W::raise)?;
             Ok::<_, BoxError>(keeping.loaded(S::keep(given)))
