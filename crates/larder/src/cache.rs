@@ -31,6 +31,7 @@ use crate::options::{Read, RemovalCause, Rules, Tiers};
 use crate::outcome::{Answered, Outcome, Source, State};
 use crate::overlay::Overlay;
 use crate::progress::Matching;
+use crate::read::ahead::is_fresh;
 use crate::read::{self, Reply, Story};
 use crate::registry::{Home, Registry};
 use crate::stats::{CacheStats, Count, Counters};
@@ -768,7 +769,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     /// The one exit of every read: counts it, and tells whoever watches the reads of this cache.
     #[inline]
     pub(crate) fn exit<Q: AsKey<K> + ?Sized>(&self, hash: u64, key: &Q, story: &Story) {
-        self.watchers.tell(hash, story.origin, || key.to_owned());
+        let is_there = |hash, key: &K| is_fresh(self, hash, key);
+        self.watchers
+            .tell(hash, story.origin, || key.to_owned(), is_there);
         self.counters.one(match (story.state, story.origin) {
             (State::Stale, _) => Count::StaleServed,
             (State::Missing | State::NotStored, _) | (_, Origin::Loader) => Count::Miss,

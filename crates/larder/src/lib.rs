@@ -103,8 +103,8 @@ pub use key::{AsKey, CacheKey, Key, KeySink};
 #[cfg(feature = "macros")]
 pub use larder_macros::cached;
 pub use loading::{
-    BatchLoader, Feed, Loader, LoadingCache, LoadingReader, RefreshAhead, RefreshAheadStats,
-    Refreshing, Warm, WarmProgress, Warming,
+    BatchLoader, Feed, Loader, LoadingCache, LoadingReader, Prefetch, PrefetchStats, Prefetching,
+    RefreshAhead, RefreshAheadStats, Refreshing, Warm, WarmProgress, Warming,
 };
 pub use options::{CacheOptions, Capacity, Isolation, Policy, Read, RemovalCause, Span, Tiers};
 pub use outcome::{Answered, Outcome, Reason, Source, State};

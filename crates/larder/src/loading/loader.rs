@@ -53,6 +53,34 @@ pub trait Loader<K, V>: Send + Sync + 'static {
         &self,
         load: Load<K, V>,
     ) -> impl Future<Output = Result<Self::Answer, Self::Error>> + Send;
+
+    /// The keys that will probably be asked for behind this one, such as the customer of an order.
+    /// They are loaded ahead where [`LoadingCache::prefetch`](crate::LoadingCache::prefetch) is on.
+    /// Default: none.
+    ///
+    /// ```
+    /// use larder::{Load, Loader};
+    ///
+    /// /// Pages of a list, which are read one after the other.
+    /// struct Pages;
+    ///
+    /// impl Loader<u32, Vec<String>> for Pages {
+    ///     type Answer = Vec<String>;
+    ///     type Error = std::io::Error;
+    ///
+    ///     async fn load(&self, load: Load<u32, Vec<String>>) -> Result<Vec<String>, std::io::Error> {
+    ///         Ok(vec![format!("a line of page {}", load.key())])
+    ///     }
+    ///
+    ///     fn related(&self, page: &u32, _lines: &Vec<String>) -> Vec<u32> {
+    ///         vec![page + 1]
+    ///     }
+    /// }
+    /// assert_eq!(Pages.related(&1, &Vec::new()), [2]);
+    /// ```
+    fn related(&self, _key: &K, _value: &V) -> Vec<K> {
+        Vec::new()
+    }
 }
 
 /// Loads many keys with one call. Bound to a cache by
@@ -112,6 +140,11 @@ pub trait BatchLoader<K, V>: Send + Sync + 'static {
         &self,
         keys: Vec<K>,
     ) -> impl Future<Output = Result<Vec<(K, Result<Self::Answer, Self::Error>)>, Self::Error>> + Send;
+
+    /// As [`Loader::related`].
+    fn related(&self, _key: &K, _value: &V) -> Vec<K> {
+        Vec::new()
+    }
 
     /// How many keys one call may name, 1 or more; others go in further calls, one after the other.
     /// Default 1,000.

@@ -9,9 +9,12 @@ mod feed;
 mod hot;
 mod loader;
 mod popular;
+mod predictor;
+mod prefetcher;
 mod refresher;
 mod sketch;
 mod source;
+mod successors;
 mod warm;
 mod watchers;
 
@@ -23,6 +26,7 @@ use std::sync::Arc;
 use self::loader::Called;
 use self::refresher::Supply;
 use self::source::{InBatches, Loading, Singly, Source};
+use self::watchers::Watcher;
 use crate::answer::{Answer, Load, Loaded};
 use crate::cache::Cache;
 use crate::clock::BoxFuture;
@@ -38,6 +42,7 @@ pub(crate) use self::watchers::Watchers;
 
 pub use self::feed::Feed;
 pub use self::loader::{BatchLoader, Loader};
+pub use self::prefetcher::{Prefetch, PrefetchStats, Prefetching};
 pub use self::refresher::{RefreshAhead, RefreshAheadStats, Refreshing};
 pub use self::warm::{Warm, WarmProgress, Warming};
 
@@ -392,13 +397,70 @@ where
         refresher::begin(self, options, Some(supply))
     }
 
+    /// Loads what will probably be asked for next, before it is: keys that the loader names as
+    /// [related](Loader::related) to one that was just loaded, and keys that usually follow in the same
+    /// task. Within bounds of rate and number; whoever asks meanwhile joins the load.
+    ///
+    /// What follows what is learned from the reads of this process, in constant memory, and counts once
+    /// it was seen often enough. It pays where the same ways are gone again and again, and costs loads
+    /// where they are not: [`Prefetching::stats`] says which, and docs/benchmarks.md shows a trace of
+    /// each kind. Every read of this cache pays for the learning. What precedes a read is the last
+    /// read of the same tokio task, so a service whose requests have a task each learns ways of users.
+    ///
+    /// # Errors
+    ///
+    /// As for [`refresh_ahead`](Self::refresh_ahead).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Prefetch};
+    ///
+    /// let cache: Cache<u64, u64> = Larder::local().cache("squares").in_memory()?;
+    /// let squares = cache
+    ///     .loading_with(|load| async move { Ok::<_, std::io::Error>(load.key() * load.key()) });
+    /// let prefetching = squares.prefetch(Prefetch::default())?; // for as long as it is kept
+    /// assert_eq!(prefetching.stats().precision(), None);
+    /// # Ok(()) }
+    /// ```
+    pub fn prefetch(&self, options: Prefetch) -> Result<Prefetching> {
+        prefetcher::begin(self, options)
+    }
+
     async fn get_each(&self, read: &Read, keys: &[K]) -> Vec<Result<Option<Arc<V>>>> {
-        let load = |keys| Arc::clone(&self.source).load_many(keys);
+        let load = |keys| self.load_many(keys);
         read::get_each(self.cache.inner(), read, keys, load).await
     }
 
+    /// Loads a key for somebody who asked for it.
     fn load(&self, load: Load<K, V>) -> Loading<Loaded<V>> {
-        Arc::clone(&self.source).load(load)
+        let source = Arc::clone(&self.source);
+        let cache = Arc::clone(self.cache.inner());
+        if !cache.watchers.is_on(Watcher::Predictor) {
+            return source.load(load);
+        }
+        Box::pin(async move {
+            let key = load.key.clone();
+            let loaded = Arc::clone(&source).load(load).await?;
+            cache.watchers.wish(source.related(&key, &loaded));
+            Ok(loaded)
+        })
+    }
+
+    /// The same for many.
+    fn load_many(&self, keys: Vec<K>) -> Loading<Vec<(K, Loaded<V>)>> {
+        let source = Arc::clone(&self.source);
+        let cache = Arc::clone(self.cache.inner());
+        if !cache.watchers.is_on(Watcher::Predictor) {
+            return source.load_many(keys);
+        }
+        Box::pin(async move {
+            let all = Arc::clone(&source).load_many(keys).await?;
+            for (key, loaded) in &all {
+                cache.watchers.wish(source.related(key, loaded));
+            }
+            Ok(all)
+        })
     }
 }
 

@@ -171,7 +171,7 @@ where
     let (end, cancelled) = oneshot::channel();
     let refresher = Refresher {
         loading: loading.clone(),
-        _told: Told(Arc::clone(&cache)),
+        _told: Told::of(&cache, Watcher::Popular),
         allowed: options.per_second.into(),
         options,
         supply,
@@ -227,11 +227,21 @@ struct Refresher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
 }
 
 /// Has somebody told of the reads of a cache, until it is dropped.
-struct Told<K: Send + Sync + 'static, V: Send + Sync + 'static>(Arc<Inner<K, V>>);
+pub(super) struct Told<K: Send + Sync + 'static, V: Send + Sync + 'static> {
+    cache: Arc<Inner<K, V>>,
+    watcher: Watcher,
+}
+
+impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Told<K, V> {
+    pub(super) fn of(cache: &Arc<Inner<K, V>>, watcher: Watcher) -> Self {
+        let cache = Arc::clone(cache);
+        Self { cache, watcher }
+    }
+}
 
 impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Drop for Told<K, V> {
     fn drop(&mut self) {
-        self.0.watchers.end(Watcher::Popular);
+        self.cache.watchers.end(self.watcher);
     }
 }
 

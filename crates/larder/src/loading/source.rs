@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::loader::{BatchLoader, Loader};
-use crate::answer::{Answer, Load, Loaded};
+use crate::answer::{Answer, Content, Load, Loaded};
 use crate::clock::BoxFuture;
 use crate::error::{BoxError, Error};
 use crate::key::CacheKey;
@@ -25,6 +25,9 @@ pub(super) trait Source<K, V>: Send + Sync {
     /// How many keys go together at best.
     fn batch(&self) -> usize;
 
+    /// The keys that will probably be asked for behind one that was loaded.
+    fn related(&self, key: &K, loaded: &Loaded<V>) -> Vec<K>;
+
     /// Loads many keys; those that it does not mention are absent.
     fn load_many(self: Arc<Self>, keys: Vec<K>) -> Loading<Vec<(K, Loaded<V>)>>;
 }
@@ -43,6 +46,13 @@ where
             let answer = self.0.load(load).await;
             answer.map(Answer::into_loaded).map_err(Into::into)
         })
+    }
+
+    fn related(&self, key: &K, loaded: &Loaded<V>) -> Vec<K> {
+        match &loaded.content {
+            Content::Value(value) => self.0.related(key, value),
+            Content::Absent | Content::NotModified => Vec::new(),
+        }
     }
 
     fn batch(&self) -> usize {
@@ -89,6 +99,13 @@ where
                 None => Ok(Loaded::absent()),
             }
         })
+    }
+
+    fn related(&self, key: &K, loaded: &Loaded<V>) -> Vec<K> {
+        match &loaded.content {
+            Content::Value(value) => self.0.related(key, value),
+            Content::Absent | Content::NotModified => Vec::new(),
+        }
     }
 
     fn batch(&self) -> usize {

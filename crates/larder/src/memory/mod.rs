@@ -193,6 +193,21 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         sync::read(shard).get(hash as u32, key, now).map(read)
     }
 
+    /// The same for whoever does not read it: it leaves no mark.
+    pub(crate) fn glance<Q, R>(
+        &self,
+        hash: u64,
+        key: &Q,
+        now: Millis,
+        look: impl FnOnce(&T) -> R,
+    ) -> Option<R>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let shard = sync::read(self.shard(hash));
+        shard.glance(hash as u32, key, now).map(look)
+    }
+
     /// Stores `value` under `key` if `admit` agrees, and evicts what has to go for it.
     ///
     /// `admit` runs under the lock of the key's shard, before anything changes; it is given the

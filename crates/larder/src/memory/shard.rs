@@ -120,6 +120,15 @@ impl<K, T> Shard<K, T> {
         Some(&self.slots[at])
     }
 
+    /// The live value of `key`, for whoever does not read it. Leaves no mark.
+    pub(super) fn glance<Q>(&self, hash: u32, key: &Q, now: Millis) -> Option<&T>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        let slot = &self.slots[self.find(hash, key)?];
+        (!slot.is_dead(now)).then_some(&slot.value)
+    }
+
     /// The live value of `key`. Leaves a mark that it was read.
     #[inline]
     pub(super) fn get<Q>(&self, hash: u32, key: &Q, now: Millis) -> Option<&T>

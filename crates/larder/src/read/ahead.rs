@@ -9,7 +9,8 @@ use super::lead::{board_refresh, lead, single};
 use super::probe::in_memory;
 use crate::answer::{Load, Loaded};
 use crate::cache::Inner;
-use crate::entry::Times;
+use crate::clock::Millis;
+use crate::entry::{Held, Times};
 use crate::error::{BoxError, Result};
 use crate::fence::Standing;
 use crate::fill::{Landed, Origin};
@@ -32,15 +33,43 @@ pub(crate) enum Renewal<V> {
     NotThere,
 }
 
+/// What `look` makes of the entry that memory has and may serve somehow. No read of it.
+fn glance<K, V, T>(
+    cache: &Inner<K, V>,
+    hash: u64,
+    key: &K,
+    look: impl FnOnce(&Held<V>, Millis) -> T,
+) -> Option<T>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let now = cache.clock().recent();
+    let seen = |held: &Held<V>| {
+        let is_current = cache.fence.standing(held, now) == Standing::Current;
+        is_current.then(|| look(held, now))
+    };
+    cache.memory.glance(hash, key, now, seen).flatten()
+}
+
+/// Whether memory has this key fresh.
+pub(crate) fn is_fresh<K, V>(cache: &Inner<K, V>, hash: u64, key: &K) -> bool
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let fresh = |held: &Held<V>, now| now < held.times.serve_until;
+    glance(cache, hash, key, fresh).unwrap_or(false)
+}
+
 /// The times of the entry that memory has, fresh or not.
 pub(crate) fn times<K, V>(cache: &Inner<K, V>, key: &K) -> Option<Times>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let held = in_memory(cache, Tiers::Memory, cache.memory.hash(key), key);
-    held.filter(|(_, standing)| *standing == Standing::Current)
-        .map(|(held, _)| held.times)
+    let hash = cache.memory.hash(key);
+    glance(cache, hash, key, |held, _| held.times)
 }
 
 /// The value, or the absence, that memory has and may serve somehow.
@@ -49,10 +78,8 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let now = cache.clock().monotonic();
-    let held = in_memory(cache, Tiers::Memory, cache.memory.hash(key), key);
-    held.filter(|(held, standing)| *standing == Standing::Current && now < held.times.dies_at())
-        .map(|(held, _)| held.value)
+    let hash = cache.memory.hash(key);
+    glance(cache, hash, key, |held, _| held.value.clone())
 }
 
 /// Fetches keys from the tiers or by `load`. What memory has fresh lands at once.
