@@ -315,6 +315,7 @@ async fn a_loader_that_asks_for_its_own_key_among_others_gets_an_error() {
 /// Each level is a future that holds the next one: the whole must not grow with every layer of the
 /// engine that it passes, or it does not fit a thread's stack.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::large_futures, reason = "that is what is tried")]
 async fn loaders_within_loaders_fit_the_stack() {
     let (larder, _clock) = larder("t");
     let cache: Numbers = larder.cache("c").build().unwrap();
