@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use common::{Answered, failed, found, ms, polled, secs, soon, unasked};
 use common::{another_process, with_tier, with_two_tiers};
-use larder::{Cache, ErrorKind, Larder, Loaded, Store};
+use larder::{Cache, ErrorKind, Larder, Loaded, Read, Store};
 use larder_testkit::{Gate, LoadCounter, Operation, larder, settle};
 
 type Numbers = Cache<u64, u64>;
@@ -282,6 +282,28 @@ async fn stale_values_stand_in_when_a_batch_fails() {
         .await
         .unwrap();
     assert_eq!(plain(&values), [Some(1), Some(2)]);
+}
+
+#[tokio::test]
+async fn a_caller_who_accepts_nothing_stale_sees_a_batch_fail_once() {
+    let (larder, clock) = larder("t");
+    let cache: Numbers = larder
+        .cache("c")
+        .ttl("1m")
+        .stale_on_error("1h")
+        .build()
+        .unwrap();
+    let _ = cache.set(1, 1).await.unwrap();
+    clock.advance(secs(61));
+    let loads = LoadCounter::new();
+    let load = |_| {
+        drop(loads.begin());
+        failed::<Vec<(u64, u64)>>()
+    };
+    let reader = cache.with(Read::new().max_stale(ms(0)));
+    let error = soon(reader.get_or_load_many(&[1], load)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Load);
+    assert_eq!(loads.starts(), 1);
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ use crate::key::{AsKey, CacheKey};
 use crate::options::Read;
 use crate::outcome::Answered;
 use crate::read;
+use crate::read::Unfit;
 use crate::read::ahead::{self, Renewal};
 
 pub(crate) use self::watchers::Watchers;
@@ -429,7 +430,7 @@ where
 
     async fn get_each(&self, read: &Read, keys: &[K]) -> Vec<Result<Option<Arc<V>>>> {
         let load = |keys| self.load_many(keys);
-        read::get_each(self.cache.inner(), read, keys, load).await
+        read::get_each(self.cache.inner(), read, keys, Unfit::FailsAlone, load).await
     }
 
     /// Loads a key for somebody who asked for it.

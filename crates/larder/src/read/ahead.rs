@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use super::call::{Call, fetch_many};
+use super::call::{Call, Unfit, fetch_many};
 use super::lead::{board_refresh, lead, single};
 use super::probe::in_memory;
 use crate::answer::{Load, Loaded};
@@ -100,15 +100,9 @@ where
         .map(|key| call(cache, key))
         .enumerate()
         .collect();
-    match Box::pin(fetch_many(
-        cache,
-        Read::PLAIN,
-        &calls,
-        LeaseToken::random(),
-        load,
-    ))
-    .await
-    {
+    let token = LeaseToken::random();
+    let fetched = fetch_many(cache, Read::PLAIN, &calls, token, Unfit::FailsAlone, load);
+    match Box::pin(fetched).await {
         Ok(replies) => replies.into_iter().map(|reply| reply.map(drop)).collect(),
         Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
     }

@@ -306,6 +306,15 @@ where
 /// A key of a batch that memory did not answer: its place and its call.
 pub(super) type Missed<'a, K, V> = (usize, Call<'a, K, V, K>);
 
+/// What becomes of a batch one of whose keys cannot be asked for at all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// The key fails alone.
+    FailsAlone,
+    /// Nothing is asked for.
+    FailsAll,
+}
+
 /// Boards the flights of many keys, leads those that fall to this caller as one, and waits for
 /// all of them. The error of one key is no other's.
 pub(super) async fn fetch_many<K, V, F, Fut, I, A, E>(
@@ -313,6 +322,7 @@ pub(super) async fn fetch_many<K, V, F, Fut, I, A, E>(
     read: Read,
     missed: &[Missed<'_, K, V>],
     token: LeaseToken,
+    unfit: Unfit,
     load: F,
 ) -> Result<Vec<Result<Reply<V>>>>
 where
@@ -331,7 +341,11 @@ where
         .await;
     let (mut fills, mut boarded) = (Vec::new(), Vec::with_capacity(missed.len()));
     for (_, call) in missed {
-        boarded.push(call.board(token, &mut fills));
+        let place = call.board(token, &mut fills);
+        boarded.push(match (place, unfit) {
+            (Err(error), Unfit::FailsAll) => return Err(error),
+            (place, _) => place,
+        });
     }
     lead(fills, read.tiers, Seeking::Entry, |fills| {
         batch(&load, fills)
@@ -411,6 +425,10 @@ where
                     if self.accepts(&landed, mark) {
                         return Ok(self.arrived(&landed, shared));
                     }
+                    // Whoever has led has seen its load fail, and would only see that again.
+                    if !shared {
+                        return Err(Error::too_stale());
+                    }
                     rounds += 1;
                     if rounds == ROUNDS {
                         return Err(Error::too_stale());
@@ -425,6 +443,7 @@ where
                 }
                 Arrival::Lead(seat) => {
                     self.cache.shared.check_open()?;
+                    shared = false;
                     Some(seat)
                 }
             };

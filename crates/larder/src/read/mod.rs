@@ -40,6 +40,7 @@ use crate::tier::{Budget, within};
 use crate::write;
 
 pub(crate) use self::alone::load_in_memory;
+pub(crate) use self::call::Unfit;
 pub(crate) use self::probe::{Reply, Story};
 
 /// Whether what this process has heard may not be enough for a read.
@@ -214,7 +215,7 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
-    let values = get_each(cache, read, keys, load).await;
+    let values = get_each(cache, read, keys, Unfit::FailsAll, load).await;
     values.into_iter().collect()
 }
 
@@ -223,6 +224,7 @@ pub(crate) async fn get_each<K, V, F, Fut, I, A, E>(
     cache: &Arc<Inner<K, V>>,
     read: &Read,
     keys: &[K],
+    unfit: Unfit,
     load: F,
 ) -> Vec<Result<Option<Arc<V>>>>
 where
@@ -282,7 +284,7 @@ where
         }
     }
     if !missed.is_empty() {
-        let replies = fetch_patiently(cache, read, &missed, token, load).await;
+        let replies = fetch_patiently(cache, read, &missed, token, unfit, load).await;
         for ((at, call), reply) in missed.iter().zip(replies) {
             cache.exit_with(call.hash, call.key, &reply);
             values[*at] = reply.map(|reply| reply.value);
@@ -298,6 +300,7 @@ async fn fetch_patiently<K, V, F, Fut, I, A, E>(
     read: &Read,
     missed: &[Missed<'_, K, V>],
     token: LeaseToken,
+    unfit: Unfit,
     load: F,
 ) -> Vec<Result<Reply<V>>>
 where
@@ -309,7 +312,7 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
-    let fetched = Box::pin(fetch_many(cache, *read, missed, token, load));
+    let fetched = Box::pin(fetch_many(cache, *read, missed, token, unfit, load));
     let fetched = match read.deadline {
         None => fetched.await,
         Some(deadline) => match within(&**cache.clock(), deadline, fetched).await {
