@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::backplane::Backplane;
 use crate::bus::{BusStats, Census, Member};
 use crate::cache::{self, Cache, Fallback, Groups, Inner, RemovalListener, Weigher};
+use crate::classes::Classes;
 use crate::clock::{Clock, SystemClock};
 use crate::codec::{Codec, ValueCodec};
 use crate::courier::{Courier, Errand, Receipt};
@@ -79,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) tier_budget: Duration,
+    pub(crate) classes: Classes,
     /// How many tasks drop copies from tiers that others told of.
     pub(crate) forgetting: Arc<AtomicUsize>,
     closed: AtomicBool,
@@ -149,6 +151,8 @@ impl Larder {
             backplane: Hearing::Unsaid,
             clock: SystemClock::shared(),
             tier_budget: TIER_BUDGET,
+            classes: Classes::default(),
+            problem: None,
         }
     }
 
@@ -181,6 +185,7 @@ impl Larder {
             listener: None,
             fallback: None,
             groups: None,
+            ttl_given: false,
             problem: None,
             types: PhantomData,
         }
@@ -325,6 +330,9 @@ pub struct LarderBuilder {
     backplane: Hearing,
     clock: Arc<dyn Clock>,
     tier_budget: Duration,
+    classes: Classes,
+    /// The first option that could not be understood.
+    problem: Option<Error>,
 }
 
 /// How a larder hears of other processes.
@@ -392,13 +400,50 @@ impl LarderBuilder {
         }
     }
 
+    /// Gives a name to a TTL, for [`CacheBuilder::class`] and [`Loaded::class`](crate::Loaded::class):
+    /// how long data of one kind may be kept is then said in one place.
+    ///
+    /// There are `session` (1 d), `profile` (1 h), `catalogue` (5 min), `search` (1 min) and
+    /// `realtime` (10 s), which can be given other TTLs. They are examples and no advice: how old an
+    /// answer may be is for its users to say.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Loaded};
+    ///
+    /// let larder = Larder::builder("shop").ttl_class("search", "2m").ttl_class("offer", "30s").build()?;
+    /// let sessions: Cache<u64, String> = larder.cache("session").class("session").build()?;
+    /// let results: Cache<String, String> = larder.cache("result").class("search").build()?;
+    /// let load = |_| async { Ok::<_, std::io::Error>(Loaded::value("tea".to_owned()).class("offer")) };
+    /// results.get_or_load("te", load).await?; // for 30 s, the others for 2 min
+    ///
+    /// let unknown = larder.cache::<u64, String>("other").class("serach").build();
+    /// assert!(unknown.unwrap_err().to_string().contains("search, session"));
+    /// # Ok(()) }
+    /// ```
+    pub fn ttl_class(mut self, name: impl AsRef<str>, ttl: impl Span) -> Self {
+        let name = name.as_ref();
+        match ttl.into_duration() {
+            Ok(ttl) => self.classes.define(name, ttl),
+            Err(problem) => {
+                let problem = Error::config(format!("TTL class `{name}`: {problem}"));
+                self.problem.get_or_insert(problem);
+            }
+        }
+        self
+    }
+
     /// Builds the larder. Connects to nothing: a store that is down is no error.
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) for a namespace that cannot stand in a key, and for a
-    /// budget of zero.
-    pub fn build(self) -> Result<Larder> {
+    /// [`Config`](crate::ErrorKind::Config) for a namespace that cannot stand in a key, for a budget
+    /// of zero, and for a TTL that is none.
+    pub fn build(mut self) -> Result<Larder> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
         key::check_name("namespace", &self.namespace)?;
         if self.tier_budget.is_zero() {
             return Err(Error::config(
@@ -470,6 +515,7 @@ impl LarderBuilder {
             clock: self.clock,
             tasks,
             tier_budget: self.tier_budget,
+            classes: self.classes,
             forgetting: Arc::default(),
             closed: AtomicBool::new(false),
         };
@@ -491,6 +537,8 @@ pub struct CacheBuilder<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     listener: Option<RemovalListener<K, V>>,
     fallback: Option<Fallback<K, V>>,
     groups: Option<Groups<K>>,
+    /// Whether a TTL was named, be it the default one.
+    ttl_given: bool,
     /// The first option that could not be understood.
     problem: Option<Error>,
     types: PhantomData<fn() -> (K, V)>,
@@ -513,6 +561,7 @@ where
     /// Takes all options at once, for example from a configuration file.
     pub fn options(mut self, options: CacheOptions) -> Self {
         self.options = options;
+        self.ttl_given = false;
         self
     }
 
@@ -525,18 +574,42 @@ where
     /// See [`CacheOptions::ttl`].
     pub fn ttl(mut self, ttl: impl Span) -> Self {
         self.options.ttl = self.span("ttl", ttl);
+        self.ttl_given = true;
+        self
+    }
+
+    /// See [`CacheOptions::class`] and [`LarderBuilder::ttl_class`].
+    pub fn class(mut self, name: impl Into<String>) -> Self {
+        self.options.class = Some(name.into());
         self
     }
 
     /// Entries never expire. See [`CacheOptions::ttl`].
     pub fn no_ttl(mut self) -> Self {
         self.options.ttl = None;
+        self.ttl_given = true;
         self
     }
 
     /// See [`CacheOptions::jitter`].
     pub fn jitter(mut self, share: f64) -> Self {
         self.options.jitter = share;
+        self
+    }
+
+    /// See [`CacheOptions::jitter_up_to`].
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// // What is filled at once, at midnight say, is loaded again spread over half a minute.
+    /// let menus: Cache<u64, String> =
+    ///     Larder::local().cache("menu").ttl("1h").jitter_up_to("30s").in_memory()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn jitter_up_to(mut self, spread: impl Span) -> Self {
+        self.options.jitter_up_to = self.span("jitter_up_to", spread).unwrap_or_default();
         self
     }
 
@@ -796,13 +869,18 @@ where
             return Err(problem);
         }
         key::check_name("cache name", &self.name)?;
-        let rules = self.options.check()?;
-        let bound = match self.options.memory_capacity()? {
+        let classes = &self.larder.shared.classes;
+        let options = classes.apply(self.options, self.ttl_given);
+        let options = options.map_err(|problem| {
+            Error::config(format!("cache `{name}`: {problem}", name = self.name))
+        })?;
+        let rules = options.check()?;
+        let bound = match options.memory_capacity()? {
             Capacity::Entries(entries) => Bound::Entries(entries),
             Capacity::Bytes(bytes) => Bound::Bytes(bytes),
         };
         let shared = Arc::clone(&self.larder.shared);
-        let (cache, options) = (Arc::<str>::from(self.name), self.options);
+        let cache = Arc::<str>::from(self.name);
         let (home, tiers) = match &codec {
             Some(_) => (Home::AboveTiers, shared.tiers.clone()),
             None => (Home::MemoryAlone, Box::default()),

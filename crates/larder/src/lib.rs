@@ -45,6 +45,7 @@ pub mod store;
 mod answer;
 mod bus;
 mod cache;
+mod classes;
 mod codec;
 mod confirm;
 mod courier;

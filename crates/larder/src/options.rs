@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 
 /// A server keeps entries without TTL this long; every write renews it.
 pub(crate) const NO_TTL_ON_SERVER: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long an entry is fresh where nothing else was said.
+pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 /// No lifetime is longer, so that sums of times cannot overflow: about 100 years.
 pub(crate) const LONGEST: Millis = 100 * 365 * 24 * 3600 * 1000;
 
@@ -74,6 +76,14 @@ pub struct CacheOptions {
     /// The share of the TTL, 0 to 1, by which it is shortened at random, drawn once per fill, so
     /// that entries filled together do not expire together. Default 0.
     pub jitter: f64,
+    /// The same as a fixed length of time: up to so much of the TTL is taken off at random, with the
+    /// same draw as for `jitter` if both are set. At least 1 ms is left. Default 0.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub jitter_up_to: Duration,
+    /// The TTL by its name in place of a number: one of those that
+    /// [`LarderBuilder::ttl_class`](crate::LarderBuilder::ttl_class) lists. Naming a class and setting
+    /// a `ttl` other than the default is an error. Default: none.
+    pub class: Option<String>,
     /// The share of its TTL, above 0 and below 1, behind which a read refreshes an entry in the
     /// background though it is fresh. Default: never.
     pub eager_refresh: Option<f64>,
@@ -139,8 +149,10 @@ impl Default for CacheOptions {
     fn default() -> Self {
         Self {
             version: 1,
-            ttl: Some(Duration::from_secs(3600)),
+            ttl: Some(DEFAULT_TTL),
             jitter: 0.0,
+            jitter_up_to: Duration::ZERO,
+            class: None,
             eager_refresh: None,
             xfetch: None,
             grace: Duration::ZERO,
@@ -216,6 +228,7 @@ impl CacheOptions {
             ttl: self.ttl.map_or(LONGEST, lifetime),
             no_ttl: self.ttl.is_none(),
             jitter: self.jitter,
+            jitter_up_to: lifetime(self.jitter_up_to),
             early: Early {
                 share: self.eager_refresh.unwrap_or(1.0),
                 beta: self.xfetch.unwrap_or(0.0),
@@ -241,6 +254,7 @@ pub(crate) struct Rules {
     pub ttl: Millis,
     pub no_ttl: bool,
     pub jitter: f64,
+    pub jitter_up_to: Millis,
     pub early: Early,
     pub grace: Millis,
     pub stale: Millis,

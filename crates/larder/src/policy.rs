@@ -147,7 +147,7 @@ pub(crate) fn lifetimes(
     let shortened = if ttl == LONGEST {
         ttl
     } else {
-        shorten(ttl, rules.jitter * draw)
+        shorten(ttl, rules, draw)
     };
     let (grace, stale) = match (absent, wishes.grace.map(lifetime)) {
         (true, _) => (0, 0),
@@ -161,9 +161,11 @@ pub(crate) fn lifetimes(
     })
 }
 
-fn shorten(ttl: Millis, share: f64) -> Millis {
+/// Takes the jitter off: a share of the TTL, and a length that has nothing to do with it.
+fn shorten(ttl: Millis, rules: &Rules, draw: f64) -> Millis {
+    let most = ttl as f64 * rules.jitter + rules.jitter_up_to as f64;
     // The cast saturates, and the product of two non-negative numbers is not negative.
-    ttl.saturating_sub((ttl as f64 * share) as Millis)
+    ttl.saturating_sub((most * draw) as Millis)
 }
 
 #[cfg(test)]
@@ -257,6 +259,26 @@ mod tests {
                 .fresh
         };
         assert_eq!((fresh(0.0), fresh(0.25), fresh(1.0)), (1000, 750, 1));
+    }
+
+    #[test]
+    fn a_fixed_spread_shortens_by_a_length_and_adds_to_the_share() {
+        let fresh = |ttl, jitter, spread, draw| {
+            let rules = rules(|o| {
+                o.ttl = ttl;
+                o.jitter = jitter;
+                o.jitter_up_to = Duration::from_millis(spread);
+            });
+            let lives = lifetimes(&rules, false, Wishes::default(), draw);
+            lives.unwrap().fresh
+        };
+        let second = Some(Duration::from_secs(1));
+        let each = |jitter, spread| [0.0, 0.5, 1.0].map(|draw| fresh(second, jitter, spread, draw));
+        assert_eq!(each(0.0, 300), [1000, 850, 700]);
+        assert_eq!(each(0.2, 300), [1000, 750, 500]);
+        assert_eq!(each(0.0, 1000), [1000, 500, 1]);
+        assert_eq!(each(1.0, u64::MAX), [1000, 1, 1]);
+        assert_eq!(fresh(None, 0.5, 300, 1.0), LONGEST);
     }
 
     #[test]

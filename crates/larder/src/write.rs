@@ -41,7 +41,7 @@ use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::memory::{Inserted, Placement};
 use crate::options::NO_TTL_ON_SERVER;
-use crate::policy::{self, Decision, Lifetimes};
+use crate::policy::{self, Decision, Lifetimes, Wishes};
 use crate::progress::Watcher;
 use crate::scope::Inherited;
 use crate::stats::Count;
@@ -409,6 +409,7 @@ where
     if let Some(problem) = loaded.problem {
         return Err(Error::config(problem));
     }
+    let wishes = wishes(cache, loaded.wishes, loaded.class.as_deref())?;
     let not_modified = matches!(loaded.content, Content::NotModified);
     let shown = shown.filter(|_| not_modified);
     let known = shown.and_then(|held| held.details.as_deref());
@@ -419,7 +420,7 @@ where
         Content::NotModified => shown.ok_or_else(Error::nothing_to_renew)?.value.clone(),
     };
     let rules = &cache.rules;
-    let lives = policy::lifetimes(rules, value.is_none(), loaded.wishes, fastrand::f64());
+    let lives = policy::lifetimes(rules, value.is_none(), wishes, fastrand::f64());
     let inherits_too_much = loaded.inherited.too_many || names.len() > MAX_TAGS;
     let lives = lives
         .filter(|_| loaded.keep == Keep::Store && !inherits_too_much)
@@ -471,6 +472,28 @@ where
         keep,
         sealed,
         refused,
+    })
+}
+
+/// What the loader wants of lifetimes, with the TTL of the class that it names.
+fn wishes<K, V>(cache: &Inner<K, V>, wishes: Wishes, class: Option<&str>) -> Result<Wishes>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let Some(class) = class else {
+        return Ok(wishes);
+    };
+    if wishes.ttl.is_some() {
+        return Err(Error::config(format!(
+            "an entry of cache `{}` has a ttl and the TTL class `{class}`; leave one of them out",
+            cache.name
+        )));
+    }
+    let ttl = cache.shared.classes.ttl(class).map_err(Error::config)?;
+    Ok(Wishes {
+        ttl: Some(ttl),
+        ..wishes
     })
 }
 
