@@ -16,7 +16,7 @@ use larder_testkit::RedisServer;
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, reads] = arguments.as_slice() else {
-        return Err("usage: instructions memory|redis|tagged|bare READS".into());
+        return Err("usage: instructions memory|sliding|frequency|redis|tagged|bare READS".into());
     };
     let reads: usize = reads.parse()?;
     let server = RedisServer::start()?;
@@ -27,7 +27,13 @@ async fn main() -> Result<()> {
         .shared(Redis::new(&server.url())?)
         .tier_budget(std::time::Duration::from_secs(10)) // valgrind is slow
         .build()?;
-    let cache: Cache<String, Page> = larder.cache("page").build()?;
+    let cache = larder.cache("page");
+    let cache: Cache<String, Page> = match what.as_str() {
+        "sliding" => cache.ttl("1h").sliding("12h"),
+        "frequency" => cache.ttl_by_frequency("1m", "1h"),
+        _ => cache,
+    }
+    .build()?;
     let key = "page:00000000".to_owned();
     let tags: &[&str] = if what == "tagged" {
         &["one", "two"]
@@ -37,7 +43,7 @@ async fn main() -> Result<()> {
     let load = |_| async move { Result::Ok(Loaded::value(Page::of(0)).tags(tags.iter().copied())) };
     cache.get_or_load(&key, load).await?;
     let tiers = match what.as_str() {
-        "memory" => Tiers::All,
+        "memory" | "sliding" | "frequency" => Tiers::All,
         _ => Tiers::Shared,
     };
     let reader = cache.with(Read::new().tiers(tiers));

@@ -51,11 +51,18 @@ impl Classes {
         options: CacheOptions,
         ttl_given: bool,
     ) -> Result<CacheOptions, String> {
+        let ttl_given = ttl_given || options.ttl != Some(DEFAULT_TTL);
+        if options.ttl_by_frequency.is_some() && (ttl_given || options.class.is_some()) {
+            let other = if ttl_given { "a ttl" } else { "a TTL class" };
+            return Err(format!(
+                "ttl_by_frequency and {other} are both set; leave one of them out"
+            ));
+        }
         let Some(class) = &options.class else {
             return Ok(options);
         };
         let of_class = self.ttl(class)?;
-        if ttl_given || options.ttl != Some(DEFAULT_TTL) {
+        if ttl_given {
             return Err(format!(
                 "the TTL class `{class}` and a ttl are both set; leave one of them out"
             ));

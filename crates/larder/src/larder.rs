@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::fence::Fence;
 use crate::flight::Flights;
+use crate::frequency::Frequency;
 use crate::invalidation::Invalidation;
 use crate::key::{self, CacheKey};
 use crate::loader::Turns;
@@ -613,6 +614,59 @@ where
         self
     }
 
+    /// Lets every read prolong an entry, up to a greatest age: the TTL is how long an entry lives
+    /// without a read, `most` how old it may become however often it is read. Then it is loaded anew.
+    ///
+    /// A read prolongs an entry once a tenth of the TTL has passed since the last time. What a tier
+    /// answers, or memory prolongs, is prolonged in the tiers as well, in the background, where they
+    /// [can](crate::Store::touch); an entry that nobody reads is gone from memory and from the
+    /// tiers when its TTL is over. Grace and stale-on-error begin behind the TTL in memory, and
+    /// below it behind the greatest age. Jitter shortens the greatest age. Early refreshes go by it,
+    /// too: whoever reads an entry keeps it from ending sooner. "There is no such value" does not slide.
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let carts: Cache<u64, String> =
+    ///     Larder::builder("shop").build()?.cache("cart").ttl("30m").sliding("12h").build()?;
+    ///
+    /// let never = Larder::local().cache::<u64, String>("c").ttl("1h").sliding("10m").in_memory();
+    /// assert!(never.unwrap_err().to_string().contains("make the ttl shorter"));
+    /// # Ok(()) }
+    /// ```
+    pub fn sliding(mut self, most: impl Span) -> Self {
+        self.options.sliding = self.span("sliding", most);
+        self
+    }
+
+    /// Lets popular keys live longer: when an entry is filled, its TTL is between `least` and `most`, by
+    /// how often its key was asked for of late. A key asked for the first time gets `least`; one that
+    /// is asked for eight times or more within `most`, again and again, gets `most`.
+    ///
+    /// For sources where a change is rarer than a read, and where what is asked for once, by a crawler
+    /// say, should not stay. A TTL that a load gives comes before it. Reads are counted in 64 KiB for
+    /// each such cache, in each process by itself; the counts are halved whenever `most` has passed or
+    /// more keys came than can be told apart.
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let pages: Cache<String, String> =
+    ///     Larder::local().cache("page").ttl_by_frequency("1m", "1h").in_memory()?;
+    ///
+    /// let wrong = Larder::local().cache::<u64, u64>("c").ttl_by_frequency("1h", "1m").in_memory();
+    /// assert!(wrong.unwrap_err().to_string().contains("give the shorter one first"));
+    /// # Ok(()) }
+    /// ```
+    pub fn ttl_by_frequency(mut self, least: impl Span, most: impl Span) -> Self {
+        let least = self.span("ttl_by_frequency", least);
+        let most = self.span("ttl_by_frequency", most);
+        self.options.ttl_by_frequency = least.zip(most).map(|(least, most)| least..=most);
+        self
+    }
+
     /// See [`CacheOptions::eager_refresh`].
     pub fn eager_refresh(mut self, share: f64) -> Self {
         self.options.eager_refresh = Some(share);
@@ -912,6 +966,11 @@ where
             fallback: self.fallback,
             groups: self.groups,
             enlist_at: AtomicU64::new(0),
+            touches: Arc::default(),
+            frequency: rules
+                .ttl_by_frequency
+                .clone()
+                .map(|ttls| Frequency::new(ttls, shared.clock.monotonic())),
             turns: Turns::new(options.load_concurrency, options.load_queue),
             counters: Counters::new(),
             shared: Arc::clone(&shared),

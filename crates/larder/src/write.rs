@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
 use crate::courier::{Errand, Receipt};
-use crate::entry::{Details, Held, Times};
+use crate::entry::{Details, Held, Slide, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
 use crate::epoch::Moment;
 use crate::error::{Error, Result};
@@ -420,6 +420,17 @@ where
         Content::NotModified => shown.ok_or_else(Error::nothing_to_renew)?.value.clone(),
     };
     let rules = &cache.rules;
+    let wishes = match &cache.frequency {
+        Some(frequency) if wishes.ttl.is_none() && value.is_some() => {
+            let now = cache.clock().monotonic();
+            let ttl = frequency.ttl(cache.memory.hash(key), now);
+            Wishes {
+                ttl: Some(Duration::from_millis(ttl)),
+                ..wishes
+            }
+        }
+        _ => wishes,
+    };
     let lives = policy::lifetimes(rules, value.is_none(), wishes, fastrand::f64());
     let inherits_too_much = loaded.inherited.too_many || names.len() > MAX_TAGS;
     let lives = lives
@@ -434,6 +445,8 @@ where
         .shared
         .tags
         .admit(names.iter().map(|name| &**name), began);
+    let now = cache.clock().recent();
+    let slide = Slide::from_now(now, kept.idle, kept.fresh, cache.memory_ttl);
     let label = Label {
         fill_id: fastrand::u128(..).to_be_bytes(),
         created: cache.clock().wall(),
@@ -441,6 +454,7 @@ where
         fresh_for: kept.fresh,
         grace_for: kept.grace,
         stale_for: kept.stale,
+        idle_for: slide.map(|slide| slide.idle),
         version: loaded.version.or_else(|| known?.version),
         etag: loaded.etag.or_else(|| known?.etag.clone()),
         last_modified: loaded.last_modified.or_else(|| known?.last_modified),
@@ -460,12 +474,12 @@ where
     };
     let held = Held {
         value,
-        times: Times::from_now(cache.clock().recent(), kept, cache.memory_ttl),
+        times: Times::from_now(now, kept, cache.memory_ttl),
         stamp: AtomicU64::new(began.stamp),
         load_ms: u32::try_from(load_ms).unwrap_or(u32::MAX),
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
         fill_id: sealed.is_some().then_some(label.fill_id),
-        details: Details::of(label, tags),
+        details: Details::of(label, tags, slide),
     };
     Ok(Entry {
         held,
@@ -568,7 +582,11 @@ where
     // in use before would bring back what was invalidated with it.
     let versions: Vec<u64> = (0..=tags.len()).map(|_| fastrand::u64(..)).collect();
     let envelope = envelope::seal(expect, label, &versions, payload, cache.rules.compress_over);
-    let lives = Duration::from_millis(label.fresh_for.saturating_add(label.stale_for));
+    let (fresh, stale) = (label.fresh_for, label.stale_for);
+    let lives = Duration::from_millis(match label.idle_for {
+        Some(idle) => policy::time_in_tiers(idle, fresh, stale),
+        None => fresh.saturating_add(stale),
+    });
     let ttl = if cache.rules.no_ttl {
         lives.min(NO_TTL_ON_SERVER)
     } else {

@@ -12,7 +12,7 @@ type Numbers = Cache<u64, u64>;
 
 /// How many of the first hundred keys memory has, all filled at once.
 async fn left_of_a_hundred(cache: &Numbers, clock: &ManualClock, after: u64) -> usize {
-    cache.clear().await.unwrap();
+    let _ = cache.clear().await.unwrap();
     for key in 0..100 {
         cache.set_in_memory(key, 7).unwrap();
     }
