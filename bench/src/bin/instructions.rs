@@ -9,6 +9,7 @@
 //! - `hit` and `insert`, of `larder`, its `engine`, `moka`, `quick_cache` and the `floor`, as in
 //!   `hit-moka`: tables as the benchmark `memory` has them; inserts are of new keys into a full one
 //! - `memory`, `memory-tagged`: `get_or_load` of a cache above Redis that memory answers
+//! - `sliding`, `frequency`: the same of a cache whose entries slide, or whose TTLs go by use
 //! - `redis`, `tagged`: the same past memory, and `bare` a GET alone
 
 use std::hint::black_box;
@@ -86,10 +87,16 @@ async fn in_cache(what: &str, reads: usize) -> Result<()> {
         .shared(Redis::new(&server.url())?)
         .tier_budget(std::time::Duration::from_secs(10)) // valgrind is slow
         .build()?;
-    let cache: Cache<String, Page> = larder.cache("page").build()?;
+    let cache = larder.cache("page");
+    let cache: Cache<String, Page> = match what {
+        "sliding" => cache.ttl("1h").sliding("12h"),
+        "frequency" => cache.ttl_by_frequency("1m", "1h"),
+        _ => cache,
+    }
+    .build()?;
     let key = "page:00000000".to_owned();
     let (tiers, tags): (_, &[&str]) = match what {
-        "memory" => (Tiers::All, &[]),
+        "memory" | "sliding" | "frequency" => (Tiers::All, &[]),
         "memory-tagged" => (Tiers::All, &["one", "two"]),
         "redis" => (Tiers::Shared, &[]),
         "tagged" => (Tiers::Shared, &["one", "two"]),

@@ -34,7 +34,9 @@ async fn main() -> Result<()> {
     let [folder] = arguments.as_slice() else {
         return Err("usage: prefetch TRACES".into());
     };
-    println!("| trace @ capacity | model, confidence | hit ratio without | with | loads without | with | precision |");
+    println!(
+        "| trace @ capacity | model, confidence | hit ratio without | with | loads without | with | precision |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for (name, capacities) in RECORDED {
         let trace = recorded(&PathBuf::from(folder), name)?;
@@ -62,7 +64,9 @@ async fn compare(name: &str, trace: &[Request], capacity: u64) -> Result<()> {
             ..Prefetch::default()
         };
         let with = play(trace, capacity, Some(options)).await?;
-        let precision = with.precision.map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0));
+        let precision = with
+            .precision
+            .map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0));
         println!(
             "| {name} @ {capacity} | {model}, {confidence} | {:.1} % | {:.1} % | {:.3} | {:.3} | {precision} |",
             without.hits * 100.0,
@@ -88,7 +92,9 @@ async fn play(trace: &[Request], capacity: u64, options: Option<Prefetch>) -> Re
         .capacity(capacity)
         .in_memory()?;
     let loading = cache.loading_with(|_| std::future::ready(std::io::Result::Ok(())));
-    let prefetching = options.map(|options| loading.prefetch(options)).transpose()?;
+    let prefetching = options
+        .map(|options| loading.prefetch(options))
+        .transpose()?;
     for request in trace {
         loading.get(&request.key).await?;
         if prefetching.is_some() {
