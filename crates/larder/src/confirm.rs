@@ -24,6 +24,7 @@ use crate::stats::Count;
 use crate::store::TagRecord;
 use crate::tags::{Tag, Today};
 use crate::tier::Budget;
+use crate::write;
 
 /// Lands the fills whose suspect entry the lowest tier confirms; the others come back.
 pub(crate) async fn confirm<K, V>(
@@ -54,9 +55,14 @@ where
         fill.answers();
         let front = front.as_deref().and_then(envelope::front);
         let stands = |held: &Held<V>| front.is_some_and(|f| f.stands(cache, held, &today, wall));
-        match fill.take_suspect().filter(stands) {
-            Some(held) => serve(cache, fill, held),
-            None => rest.push(fill),
+        match fill.take_suspect() {
+            Some(held) if stands(&held) => serve(cache, fill, held),
+            denied => {
+                if let Some(denied) = denied {
+                    write::forget_denied(cache, &fill, &denied);
+                }
+                rest.push(fill);
+            }
         }
     }
     rest

@@ -203,6 +203,15 @@ impl<V> Held<V> {
         }
     }
 
+    /// Whether this was filled after the other one, as far as versions and, where they say nothing,
+    /// clocks can tell.
+    pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
+        let (mine, others) = [self, other]
+            .map(|held| (held.version(), held.times.created))
+            .into();
+        !self.is_same_fill(other) && mine > others
+    }
+
     /// The tags of the entry, without that of its cache.
     pub(crate) fn tags(&self) -> &[Arc<Tag>] {
         self.details.as_ref().map_or(&[], |details| &details.tags)

@@ -39,7 +39,8 @@ pub(crate) struct Mark {
     stripe: usize,
     generation: u64,
     cleared: u64,
-    /// The last event since which nothing that was looked up before it is to be believed.
+    /// Twice the last event since which nothing that was looked up before it is to be believed; one
+    /// more while the bus is not trusted, which may be before such an event.
     doubted: u64,
     began: Moment,
 }
@@ -62,6 +63,15 @@ impl Mark {
     /// When a fill under this mark began.
     pub(crate) fn began(&self) -> Moment {
         self.began
+    }
+
+    /// The mark of a caller who does not believe memory, for whatever reason: no flight will do that
+    /// began before there was one.
+    pub(crate) fn in_doubt(self) -> Self {
+        Self {
+            doubted: self.doubted | 1,
+            ..self
+        }
     }
 
     /// The mark of a fill that is taken over by a caller who came at `other`, which is as new as far
@@ -110,7 +120,7 @@ impl Fence {
             stripe,
             generation: self.stripes[stripe].load(SeqCst),
             cleared: self.own.changed(),
-            doubted: self.epochs.doubted(),
+            doubted: 2 * self.epochs.doubted() + u64::from(!self.epochs.is_trusted()),
             began: self.epochs.moment(),
         }
     }

@@ -349,7 +349,7 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
     /// Whether this is the fresh entry that is to be renewed, or one that is no newer.
     pub(crate) fn is_to_renew(&self, held: &Held<V>) -> bool {
         let renewed = self.stale.as_ref().filter(|_| self.renews);
-        renewed.is_some_and(|renewed| renewed.is_same_fill(held))
+        renewed.is_some_and(|renewed| !held.is_newer_than(renewed))
     }
 
     /// Gives the stale entry to everybody who waits or comes, while the fill goes on.

@@ -129,6 +129,11 @@ where
     } else {
         fills.append(&mut elsewhere);
     }
+    for fill in fills.iter_mut().filter(|fill| fill.was_answered()) {
+        if let Some(denied) = fill.take_suspect() {
+            write::forget_denied(&cache, fill, &denied);
+        }
+    }
     fills
 }
 
@@ -208,7 +213,9 @@ where
                 hits.push(hit);
             }
             // Somebody else renews what is fresh here: nobody waits for it.
-            Verdict::GoesOn(fill, Otherwise::Elsewhere) if fill.is_early() => drop(fill),
+            Verdict::GoesOn(fill, Otherwise::Elsewhere) if fill.is_early() => {
+                write::rest(cache, &fill, ASK_AGAIN_MILLIS);
+            }
             Verdict::GoesOn(fill, Otherwise::Elsewhere) => seen.elsewhere.push(fill),
             Verdict::GoesOn(fill, otherwise) => {
                 tier.count_miss();
@@ -288,7 +295,13 @@ where
             }
         }
         // Where somebody else has the lease, they renew what is fresh here.
-        fills.retain(|fill| !fill.is_early() || fill.holds_lease(depth));
+        fills.retain(|fill| {
+            let goes_on = !fill.is_early() || fill.holds_lease(depth);
+            if !goes_on {
+                write::rest(cache, fill, ASK_AGAIN_MILLIS);
+            }
+            goes_on
+        });
     }
     fills
 }
@@ -429,6 +442,10 @@ where
     let Some((bytes, Opened { held, .. })) = entry else {
         return Verdict::GoesOn(fill, otherwise);
     };
+    if depth + 1 == cache.tiers.len() {
+        // Whatever memory holds, here is what stands.
+        fill.take_suspect();
+    }
     let now = cache.clock().monotonic();
     let times = held.times.without_memory_ttl();
     let decision = policy::decide(&times, Standing::Current, now, None);
@@ -448,7 +465,7 @@ where
         }
         Decision::Forget => return Verdict::GoesOn(fill, otherwise),
         _ => {
-            if cache.rules.soft_deadline.is_some() {
+            if cache.rules.soft_deadline.is_some() && seeking.accepts(&held) {
                 // Callers that wait no longer are served from memory.
                 write::keep(cache, &fill, held.clone());
             }

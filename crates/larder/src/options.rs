@@ -135,8 +135,8 @@ pub struct CacheOptions {
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
     pub load_deadline: Duration,
     /// How long a caller waits for a load where a stale entry may stand in: past that it is served,
-    /// and the load goes on. Stale entries are kept for `grace` and `stale_on_error`. Default: until
-    /// the load has failed.
+    /// and the load goes on. Stale entries are kept for `grace` and `stale_on_error`. For reads of one
+    /// key: a batch is waited for. Default: until the load has failed.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
     pub soft_deadline: Option<Duration>,
     /// How many loads of this cache run at once; more wait. Default 256.

@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
+use crate::clock::Millis;
 use crate::courier::{Errand, Receipt};
 use crate::entry::{Details, FillId, Held, Slide, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
@@ -243,13 +244,14 @@ where
             fill.land(landing);
             continue;
         };
-        held.times.retry_at = now.saturating_add(cache.rules.error_throttle);
-        keep(&cache, &fill, held.clone());
-        if held.times.is_fresh(now) {
+        if fill.is_early() && held.times.is_fresh(now) {
             tracing::debug!(cache = &*cache.name, error = ?error, "an early refresh failed");
+            rest(&cache, &fill, cache.rules.error_throttle);
             fill.land(Ok(Landed::fresh(held, Origin::Memory)));
             continue;
         }
+        held.times.retry_at = now.saturating_add(cache.rules.error_throttle);
+        keep(&cache, &fill, held.clone());
         tracing::debug!(cache = &*cache.name, error = ?error, "load failed; a stale entry stands in");
         cache.count(Count::StoodIn, 1);
         fill.land(Ok(Landed::stale(held, Origin::StandIn)));
@@ -345,6 +347,38 @@ where
         };
         cache.fence.holds(fill.mark()) && !resident.is_some_and(newer)
     });
+}
+
+/// Leaves the fresh entry that a fill was to renew alone for a while, if memory still has it.
+pub(crate) fn rest<K, V>(cache: &Inner<K, V>, fill: &FillGuard<K, V>, pause: Millis)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let Some(key) = fill.key() else { return };
+    let now = cache.clock().monotonic();
+    cache.memory.update(fill.hash(), key, now, |there, _| {
+        if fill.is_to_renew(there) {
+            there.times.retry_at = now.saturating_add(pause);
+        }
+    });
+}
+
+/// Drops from memory an entry that it could not vouch for, and that the lowest tier does not have.
+pub(crate) fn forget_denied<K, V>(cache: &Inner<K, V>, fill: &FillGuard<K, V>, denied: &Held<V>)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let Some(key) = fill.key() else { return };
+    let now = cache.clock().monotonic();
+    cache
+        .memory
+        .update(fill.hash(), key, now, |there, dies_at| {
+            if !there.is_newer_than(denied) {
+                *dies_at = 0;
+            }
+        });
 }
 
 /// Drops from memory what a load found to be gone, under the mark of its fill.

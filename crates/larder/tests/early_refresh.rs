@@ -6,9 +6,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{another_process, failed, found, lease_on, ms, never, secs, with_tier};
+use common::{another_process, failed, found, lease_on, ms, never, secs, soon, with_tier};
 use larder::{Cache, ErrorKind, Larder, Loaded, Read, Reason, Source, State};
-use larder_testkit::{Gate, LoadCounter, ManualClock, larder, settle};
+use larder_testkit::{Gate, LoadCounter, ManualClock, Operation, larder, settle};
 
 type Numbers = Cache<u64, u64>;
 
@@ -168,7 +168,8 @@ async fn one_of_many_processes_refreshes_and_the_tier_serves_the_value_meanwhile
     gate.open();
     settle(&here).await;
     assert_eq!(lease_on(&store, "t:c@1:1").await, None);
-    // The next early refresh there finds what was refreshed, and loads nothing.
+    // The next early refresh there, a moment later, finds what was refreshed, and loads nothing.
+    clock.advance(ms(500));
     assert_eq!(*yours.get_or_load(&1, |_| counted(6)).await.unwrap(), 7);
     settle(&there).await;
     assert_eq!(*yours.get_or_load(&1, |_| never()).await.unwrap(), 8);
@@ -256,4 +257,79 @@ fn shares_and_betas_that_make_no_sense_are_errors_that_say_so() {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("xfetch"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_refresh_that_another_process_does_is_asked_after_now_and_then() {
+    let (larder, clock, store) = with_tier("t");
+    let other = another_process("t", &clock, &store);
+    let build = |larder: &Larder| -> Numbers {
+        let cache = larder.cache("c").ttl("100s").eager_refresh(0.8);
+        cache.memory_ttl("100s").build().unwrap()
+    };
+    let (here, there) = (build(&larder), build(&other));
+    here.get_or_load(&1, |_| found(7)).await.unwrap();
+    there.get_or_load(&1, |_| found(9)).await.unwrap();
+    clock.advance(secs(80));
+    let gate = Gate::new();
+    let held = gate.clone();
+    let load = |_| async move {
+        held.wait().await;
+        Ok::<_, std::io::Error>(8)
+    };
+    assert_eq!(*there.get_or_load(&1, load).await.unwrap(), 7);
+    gate.arrived(1).await;
+    let before = store.begun(Operation::Lease);
+    for _ in 0..100 {
+        here.get_or_load(&1, |_| found(9)).await.unwrap();
+        settle(&larder).await;
+    }
+    let asked = store.begun(Operation::Lease) - before;
+    gate.open();
+    assert!(
+        asked < 10,
+        "{asked} questions for 100 hits within one millisecond"
+    );
+}
+
+#[tokio::test]
+async fn an_older_fill_in_the_tier_is_no_answer_to_an_early_refresh() {
+    let (larder, clock, store) = with_tier("t");
+    let other = another_process("t", &clock, &store);
+    let build = |larder: &Larder| -> Numbers {
+        let cache = larder
+            .cache("c")
+            .ttl("100s")
+            .eager_refresh(0.5)
+            .lease_wait("2s");
+        cache.memory_ttl("100s").build().unwrap()
+    };
+    let (here, there) = (build(&larder), build(&other));
+    let gate = Gate::new();
+    let slow = tokio::spawn({
+        let (there, gate) = (there.clone(), gate.clone());
+        async move {
+            let load = |_| async move {
+                gate.wait().await;
+                Ok::<_, std::io::Error>(1) // what stood in the source when it began
+            };
+            *there.get_or_load(&1, load).await.unwrap()
+        }
+    });
+    gate.arrived(1).await;
+    let mine = tokio::spawn({
+        let here = here.clone();
+        async move { *here.get_or_load(&1, |_| found(2)).await.unwrap() }
+    });
+    assert_eq!(common::turn_until(&clock, ms(50), mine).await, 2);
+    gate.open();
+    assert_eq!(soon(slow).await.unwrap(), 1);
+    clock.advance(secs(60));
+    assert_eq!(*here.get_or_load(&1, |_| found(3)).await.unwrap(), 2);
+    settle(&larder).await;
+    assert_ne!(
+        here.get_in_memory(&1).as_deref(),
+        Some(&1),
+        "older than what was there"
+    );
 }

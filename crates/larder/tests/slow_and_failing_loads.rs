@@ -7,7 +7,9 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use common::{Answered, failed, found, ms, never, secs, soon, until, with_tier};
+use common::{
+    Answered, Fleet, Line, failed, found, healthy, ms, never, secs, soon, until, with_tier,
+};
 use larder::{Cache, Error, ErrorKind, Larder, Load, Loaded, Read, Reason, Source, State};
 use larder_testkit::{Gate, ManualClock, larder, settle};
 use tokio::task::JoinHandle;
@@ -337,4 +339,136 @@ async fn loaders_within_loaders_fit_the_stack() {
     };
     let task = tokio::spawn(async move { cache.get_or_load(&1, load).await.map(|value| *value) });
     assert_eq!(soon(task).await.unwrap().unwrap(), 7);
+}
+
+fn softly(larder: &Larder) -> Numbers {
+    let cache = larder
+        .cache("c")
+        .ttl("1h")
+        .stale_on_error("1h")
+        .memory_ttl("1h");
+    cache.soft_deadline("100ms").build().unwrap()
+}
+
+/// A process that trusts its bus and has read key 1.
+async fn well_read((larder, line): (Larder, Line)) -> (Larder, Line, Numbers) {
+    let cache = softly(&larder);
+    cache.get(&99).await.unwrap();
+    healthy(&larder).await;
+    cache.get_or_load(&1, |_| found(7)).await.unwrap();
+    (larder, line, cache)
+}
+
+/// A tier that says "gone" is overruled by memory at the soft deadline.
+#[tokio::test]
+async fn what_the_tier_denied_does_not_stand_in_for_a_slow_load() {
+    let fleet = Fleet::new();
+    let (_a, _, at_a) = well_read(fleet.process()).await;
+    let (_b, line, at_b) = well_read(fleet.process()).await;
+    line.silence();
+    let _ = at_a.invalidate(&1).await.unwrap();
+    fleet.clock.advance(secs(3));
+    let gate = Gate::new();
+    let task = tokio::spawn({
+        let (cache, gate) = (at_b.clone(), gate.clone());
+        async move {
+            let load = |_| async move {
+                gate.wait().await;
+                Ok::<_, std::io::Error>(8)
+            };
+            *cache.get_or_load(&1, load).await.unwrap()
+        }
+    });
+    gate.arrived(1).await; // so the tier has answered, and it said that there is nothing
+    fleet.clock.advance(ms(100));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    assert_eq!(soon(task).await.unwrap(), 8);
+}
+
+#[tokio::test]
+async fn what_the_tier_denied_does_not_stand_in_for_a_load_that_fails() {
+    let fleet = Fleet::new();
+    let (_a, _, at_a) = well_read(fleet.process()).await;
+    let (_b, line, at_b) = well_read(fleet.process()).await;
+    line.silence();
+    let _ = at_a.invalidate(&1).await.unwrap();
+    fleet.clock.advance(secs(3));
+    let read = at_b.with(Read::new());
+    let got = read.get_or_load_explained(&1, |_| failed::<u64>()).await;
+    assert!(got.is_err(), "{got:?}");
+}
+
+#[tokio::test]
+async fn an_absence_does_not_stand_in_where_a_value_is_wanted() {
+    let (larder, clock) = larder("t");
+    let cache: Numbers = larder
+        .cache("c")
+        .negative_ttl("1h")
+        .soft_deadline("100ms")
+        .build()
+        .unwrap();
+    assert!(
+        cache
+            .get_or_load(&1, |_| found(None::<u64>))
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let gate = Gate::new();
+    let task = tokio::spawn({
+        let (cache, gate) = (cache.clone(), gate.clone());
+        async move {
+            let load = |_| async move {
+                gate.wait().await;
+                Ok::<_, std::io::Error>(8)
+            };
+            cache.get_or_load(&1, load).await
+        }
+    });
+    gate.arrived(1).await;
+    clock.advance(ms(100));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    assert_eq!(*soon(task).await.unwrap().unwrap(), 8);
+}
+
+#[tokio::test]
+async fn a_circle_behind_a_soft_deadline_is_seen_too() {
+    let (larder, clock) = larder("t");
+    let cache: Numbers = larder
+        .cache("c")
+        .ttl("10s")
+        .stale_on_error("1h")
+        .soft_deadline("100ms")
+        .build()
+        .unwrap();
+    let _ = cache.set(2, 7).await.unwrap();
+    clock.advance(secs(10));
+    let inner = cache.clone();
+    let load_one = move |_| async move {
+        let innermost = inner.clone();
+        let load_two = move |_| async move {
+            innermost
+                .get_or_load(&1, |_| found(1))
+                .await
+                .map(|one| *one)
+        };
+        let strict = inner.with(Read::new().max_stale(ms(0)));
+        strict.get_or_load(&2, load_two).await.map(|two| *two)
+    };
+    let asked = cache.clone();
+    let task = tokio::spawn(async move { asked.get_or_load(&1, load_one).await });
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    clock.advance(ms(100));
+    let ended = tokio::time::timeout(secs(2), task).await;
+    assert!(ended.is_ok(), "it waits for itself");
+    until("x", || true).await;
+    let _unused = Loaded::value(1u64);
 }

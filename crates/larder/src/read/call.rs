@@ -22,7 +22,7 @@ use crate::look::{Seeking, look};
 use crate::options::{Isolation, Read, Tiers};
 use crate::outcome::{Reason, State};
 use crate::policy;
-use crate::scope;
+use crate::scope::{self, Surroundings};
 use crate::store::LeaseToken;
 use crate::tier::{Budget, within};
 use crate::write;
@@ -49,6 +49,7 @@ where
     /// Waits as long as the caller wants to, then serves what memory holds, if that may be.
     pub(super) async fn patiently(
         &self,
+        seeking: Seeking,
         slow: impl Future<Output = Result<Reply<V>>>,
     ) -> Result<Reply<V>> {
         let clock = &**self.cache.clock();
@@ -58,7 +59,7 @@ where
             if let Some(reply) = within(clock, soft, slow.as_mut()).await {
                 return reply;
             }
-            if let Some(reply) = self.stand_in() {
+            if let Some(reply) = self.stand_in(seeking) {
                 return Ok(reply);
             }
             waited = soft;
@@ -69,7 +70,7 @@ where
         if let Some(reply) = within(clock, deadline.saturating_sub(waited), slow).await {
             return reply;
         }
-        self.stand_in()
+        self.stand_in(seeking)
             .ok_or_else(|| Error::out_of_patience(deadline))
     }
 
@@ -81,17 +82,23 @@ where
     }
 
     /// What memory holds, for a caller that can wait no longer.
-    pub(super) fn stand_in(&self) -> Option<Reply<V>> {
+    pub(super) fn stand_in(&self, seeking: Seeking) -> Option<Reply<V>> {
         let (held, standing) = in_memory(self.cache, self.read.tiers, self.hash, self.key)?;
         let now = self.cache.clock().monotonic();
         let believed =
             standing == Standing::Current || self.cache.rules.isolation == Isolation::Serve;
-        if !believed || !policy::may_stand_in(&held.times, now, self.read.max_stale) {
+        let may = policy::may_stand_in(&held.times, now, self.read.max_stale);
+        if !believed || !may || !seeking.accepts(&held) {
             return None;
         }
         self.note(Some(&held));
         let value = held.value.clone();
-        let story = Story::of(&held, Origin::Memory, State::Stale, Reason::LoadSlow);
+        let state = if held.times.is_fresh(now) {
+            State::Fresh
+        } else {
+            State::Stale
+        };
+        let story = Story::of(&held, Origin::Memory, state, Reason::LoadSlow);
         Some(Reply { value, story })
     }
 
@@ -182,9 +189,10 @@ where
                     let mut fill = self.fill(seat, store_key.clone(), token, mark);
                     let key = self.key.to_owned();
                     let seeking = Seeking::of::<V, A>();
-                    if let Some(held) = self.may_leave_with() {
+                    if let Some(held) = self.may_leave_with(seeking) {
                         fill.saw_stale(held);
-                        lead_apart(fill, self.read.tiers, seeking, load, key);
+                        let waits = Some(Surroundings::here());
+                        lead_apart(fill, self.read.tiers, seeking, load, key, waits);
                     } else {
                         let load = |fills: &mut [FillGuard<K, V>]| single(load, fills[0].load(key));
                         lead(vec![fill], self.read.tiers, seeking, load).await;
@@ -211,10 +219,14 @@ where
 
     /// What memory holds for a caller that may be served with it before the load has begun: then
     /// somebody else has to lead it.
-    fn may_leave_with(&self) -> Option<Held<V>> {
+    fn may_leave_with(&self, seeking: Seeking) -> Option<Held<V>> {
         self.soft_deadline()?;
-        let held = in_memory(self.cache, self.read.tiers, self.hash, self.key);
-        held.map(|(held, _)| held)
+        let (held, standing) = in_memory(self.cache, self.read.tiers, self.hash, self.key)?;
+        let now = self.cache.clock().monotonic();
+        let may = standing == Standing::Current
+            && seeking.accepts(&held)
+            && policy::may_stand_in(&held.times, now, self.read.max_stale);
+        may.then_some(held)
     }
 
     fn fill(
@@ -235,6 +247,8 @@ where
     fn mark(&self) -> Mark {
         if self.read.unheard {
             self.cache.fence.bump(self.hash)
+        } else if self.reason == Reason::Suspect {
+            self.cache.fence.mark(self.hash).in_doubt()
         } else {
             self.cache.fence.mark(self.hash)
         }

@@ -16,7 +16,7 @@ use crate::loader;
 use crate::look::{Seeking, look};
 use crate::options::{Isolation, Tiers};
 use crate::policy::{self, Decision};
-use crate::scope::{self, Loading};
+use crate::scope::{self, Loading, Surroundings};
 use crate::stats::Count;
 use crate::store::LeaseToken;
 use crate::tasks::TaskKind;
@@ -77,17 +77,26 @@ pub(super) fn refresh<K, V, Q, F, Fut, A, E>(
 {
     let token = LeaseToken::random();
     if let Some(fill) = board_refresh(cache, tiers, hash, key, seen, token) {
-        lead_apart(fill, tiers, Seeking::of::<V, A>(), load, key.to_owned());
+        lead_apart(
+            fill,
+            tiers,
+            Seeking::of::<V, A>(),
+            load,
+            key.to_owned(),
+            None,
+        );
     }
 }
 
-/// Leads a fill in a task of its own, for a caller that may leave at any time.
+/// Leads a fill in a task of its own: behind everybody's back, or, within the surroundings of a
+/// caller, for one that waits and may leave at any time.
 pub(super) fn lead_apart<K, V, F, Fut, A, E>(
     mut fill: FillGuard<K, V>,
     tiers: Tiers,
     seeking: Seeking,
     load: F,
     key: K,
+    waits: Option<Surroundings>,
 ) where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -98,7 +107,14 @@ pub(super) fn lead_apart<K, V, F, Fut, A, E>(
 {
     // The closure may borrow from the caller, so it is called here; its future runs in the task.
     match loader::make(|| single(load, fill.load(key))) {
-        Ok(future) => lead_behind(vec![fill], tiers, seeking, future),
+        Ok(future) => {
+            let tasks = Arc::clone(&fill.cache().shared.tasks);
+            let lead = lead(vec![fill], tiers, seeking, |_| future);
+            match waits {
+                Some(surroundings) => tasks.spawn(TaskKind::Work, surroundings.run(lead)),
+                None => tasks.spawn(TaskKind::Work, lead),
+            }
+        }
         Err(error) => write::fail(vec![fill], &error),
     }
 }

@@ -104,7 +104,7 @@ where
         key,
         reason,
     };
-    let reply = Box::pin(call.patiently(call.peek())).await;
+    let reply = Box::pin(call.patiently(Seeking::Peek, call.peek())).await;
     cache.exit_with(hash, key, &reply);
     reply
 }
@@ -158,7 +158,8 @@ where
         key,
         reason,
     };
-    let reply = Box::pin(call.patiently(call.fetch(load))).await;
+    let slow = call.patiently(Seeking::of::<V, A>(), call.fetch(load));
+    let reply = Box::pin(slow).await;
     cache.exit_with(hash, key, &reply);
     answer::<V, A>(reply?)
 }
@@ -319,7 +320,8 @@ where
             Some(fetched) => fetched,
             None => {
                 let late = || Error::out_of_patience(deadline);
-                let stand_in = |(_, call): &Missed<'_, K, V>| call.stand_in().ok_or_else(late);
+                let stand_in =
+                    |(_, call): &Missed<'_, K, V>| call.stand_in(Seeking::Entry).ok_or_else(late);
                 Ok(missed.iter().map(stand_in).collect())
             }
         },
