@@ -545,3 +545,29 @@ mod text {
         }
     }
 }
+
+#[cfg(all(test, feature = "config"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_are_written_as_text() {
+        let text = r#"{"class": "search", "jitter_up_to": "30s", "sliding": "12h",
+            "ttl_by_frequency": "1m .. 1h 30m"}"#;
+        let options: CacheOptions = serde_json::from_str(text).unwrap();
+        let secs = Duration::from_secs;
+        assert_eq!(options.class.as_deref(), Some("search"));
+        assert_eq!(options.jitter_up_to, secs(30));
+        assert_eq!(options.sliding, Some(secs(12 * 3600)));
+        assert_eq!(options.ttl_by_frequency, Some(secs(60)..=secs(5400)));
+        for wrong in ["1m", "soon..1h", "1m..", "1m-1h"] {
+            let text = format!(r#"{{"ttl_by_frequency": "{wrong}"}}"#);
+            let error = serde_json::from_str::<CacheOptions>(&text).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.contains("1m..1h") || error.contains("1h 30m"),
+                "{error}"
+            );
+        }
+    }
+}

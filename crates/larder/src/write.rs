@@ -451,7 +451,6 @@ where
     if let Some(problem) = loaded.problem {
         return Err(Error::config(problem));
     }
-    let wishes = wishes(cache, loaded.wishes, loaded.class.as_deref())?;
     let not_modified = matches!(loaded.content, Content::NotModified);
     let shown = shown.filter(|_| not_modified);
     let known = shown.and_then(|held| held.details.as_deref());
@@ -462,16 +461,10 @@ where
         Content::NotModified => shown.ok_or_else(Error::nothing_to_renew)?.value.clone(),
     };
     let rules = &cache.rules;
-    let wishes = match &cache.frequency {
-        Some(frequency) if wishes.ttl.is_none() && value.is_some() => {
-            let now = cache.clock().monotonic();
-            let ttl = frequency.ttl(cache.memory.hash(key), now);
-            Wishes {
-                ttl: Some(Duration::from_millis(ttl)),
-                ..wishes
-            }
-        }
-        _ => wishes,
+    let wishes = by_class(cache, loaded.wishes, loaded.class.as_deref())?;
+    let wishes = match value {
+        Some(_) => by_frequency(cache, key, wishes),
+        None => wishes,
     };
     let lives = policy::lifetimes(rules, value.is_none(), wishes, fastrand::f64());
     let inherits_too_much = loaded.inherited.too_many || names.len() > MAX_TAGS;
@@ -532,7 +525,7 @@ where
 }
 
 /// What the loader wants of lifetimes, with the TTL of the class that it names.
-fn wishes<K, V>(cache: &Inner<K, V>, wishes: Wishes, class: Option<&str>) -> Result<Wishes>
+fn by_class<K, V>(cache: &Inner<K, V>, wishes: Wishes, class: Option<&str>) -> Result<Wishes>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -551,6 +544,23 @@ where
         ttl: Some(ttl),
         ..wishes
     })
+}
+
+/// The same with the TTL that a key deserves, where TTLs go by that and the loader gave none.
+fn by_frequency<K, V>(cache: &Inner<K, V>, key: &K, wishes: Wishes) -> Wishes
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let frequency = cache.frequency.as_ref().filter(|_| wishes.ttl.is_none());
+    let Some(frequency) = frequency else {
+        return wishes;
+    };
+    let ttl = frequency.ttl(cache.memory.hash(key), cache.clock().monotonic());
+    Wishes {
+        ttl: Some(Duration::from_millis(ttl)),
+        ..wishes
+    }
 }
 
 /// The inner names of the tags of an entry, each once: those that the cache derives from the key,

@@ -19,7 +19,7 @@ type Numbers = Cache<u64, u64>;
 /// Gone after 100 s without a read, and 1,000 s old at most.
 fn sliding(larder: &Larder) -> Numbers {
     let cache = larder.cache("c").ttl("100s").sliding("1000s");
-    cache.memory_ttl("1000s").build().unwrap()
+    cache.memory_ttl("1h").build().unwrap()
 }
 
 async fn load(cache: &Numbers, value: u64) {
@@ -104,6 +104,7 @@ async fn an_entry_may_have_an_idle_time_of_its_own_and_an_absent_one_does_not_sl
         while reader.get_explained(&1).await.unwrap().outcome.state == State::Fresh {
             clock.advance(secs(pause));
             lived += pause;
+            assert!(lived < 10_000, "it never ends");
         }
         lived
     };
@@ -349,6 +350,26 @@ async fn the_tiers_are_told_once_in_a_tenth_of_the_idle_time() {
     }
     assert_eq!(touches(&tier), 2 * 10);
     assert_eq!(cache.stats().not_prolonged, 0);
+}
+
+#[tokio::test]
+async fn at_the_end_of_all_the_tiers_are_told_once_more_and_not_again() {
+    let (larder, clock, tier) = with_tier("t");
+    let cache = sliding(&larder);
+    load(&cache, 7).await;
+    for _ in 0..10 {
+        clock.advance(secs(90));
+        assert!(has(&cache));
+        settle(&larder).await;
+    }
+    let told = touches(&tier);
+    let below = cache.with(Read::new().tiers(Tiers::Shared));
+    for _ in 0..9 {
+        clock.advance(secs(10));
+        assert!(below.get(&1).await.unwrap().is_some());
+        settle(&larder).await;
+    }
+    assert_eq!(touches(&tier), told);
 }
 
 #[tokio::test]
