@@ -11,15 +11,13 @@ use std::path::{Path, PathBuf};
 
 use larder::{Cache, Larder, Prefetch};
 use larder_bench::Result;
-use larder_bench::traces::zipf;
 use larder_trace::{Format, Request, read};
 
 /// Traces in the folder, and the capacities in entries that they are played to.
-const RECORDED: [(&str, &[u64]); 4] = [
+const RECORDED: [(&str, &[u64]); 3] = [
     ("orm-busy", &[250, 2_000]),
     ("web07", &[500, 2_000]),
     ("arc-oltp", &[1_000]),
-    ("lirs-loop", &[400]),
 ];
 
 /// Requests of each trace that are played.
@@ -34,7 +32,9 @@ async fn main() -> Result<()> {
     let [folder] = arguments.as_slice() else {
         return Err("usage: prefetch TRACES".into());
     };
-    println!("| trace @ capacity | model, confidence | hit ratio without | with | loads without | with | precision |");
+    println!(
+        "| trace @ capacity | model, confidence | hit ratio without | with | loads without | with | precision |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for (name, capacities) in RECORDED {
         let trace = recorded(&PathBuf::from(folder), name)?;
@@ -42,7 +42,7 @@ async fn main() -> Result<()> {
             compare(name, &trace, *capacity).await?;
         }
     }
-    compare("zipf 0.9", &zipf(0.9), 2_000).await
+    Ok(())
 }
 
 fn recorded(folder: &Path, name: &str) -> Result<Vec<Request>> {
@@ -62,7 +62,9 @@ async fn compare(name: &str, trace: &[Request], capacity: u64) -> Result<()> {
             ..Prefetch::default()
         };
         let with = play(trace, capacity, Some(options)).await?;
-        let precision = with.precision.map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0));
+        let precision = with
+            .precision
+            .map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0));
         println!(
             "| {name} @ {capacity} | {model}, {confidence} | {:.1} % | {:.1} % | {:.3} | {:.3} | {precision} |",
             without.hits * 100.0,
@@ -88,7 +90,9 @@ async fn play(trace: &[Request], capacity: u64, options: Option<Prefetch>) -> Re
         .capacity(capacity)
         .in_memory()?;
     let loading = cache.loading_with(|_| std::future::ready(std::io::Result::Ok(())));
-    let prefetching = options.map(|options| loading.prefetch(options)).transpose()?;
+    let prefetching = options
+        .map(|options| loading.prefetch(options))
+        .transpose()?;
     for request in trace {
         loading.get(&request.key).await?;
         if prefetching.is_some() {
