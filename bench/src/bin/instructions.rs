@@ -11,6 +11,7 @@
 //! - `memory`, `memory-tagged`: `get_or_load` of a cache above Redis that memory answers
 //! - `memory-popular`, `memory-predicted`: the same while popular keys are refreshed ahead, and while
 //!   two keys that take turns are learned for prefetching
+//! - `sliding`, `frequency`: the same of a cache whose entries slide, or whose TTLs go by use
 //! - `redis`, `tagged`: the same past memory, and `bare` a GET alone
 
 use std::hint::black_box;
@@ -88,10 +89,17 @@ async fn in_cache(what: &str, reads: usize) -> Result<()> {
         .shared(Redis::new(&server.url())?)
         .tier_budget(std::time::Duration::from_secs(10)) // valgrind is slow
         .build()?;
-    let cache: Cache<String, Page> = larder.cache("page").build()?;
+    let cache = larder.cache("page");
+    let cache: Cache<String, Page> = match what {
+        "sliding" => cache.ttl("1h").sliding("12h"),
+        "frequency" => cache.ttl_by_frequency("1m", "1h"),
+        _ => cache,
+    }
+    .build()?;
     let key = "page:00000000".to_owned();
     let (tiers, tags): (_, &[&str]) = match what {
-        "memory" | "memory-popular" | "memory-predicted" => (Tiers::All, &[]),
+        "memory" | "sliding" | "frequency" => (Tiers::All, &[]),
+        "memory-popular" | "memory-predicted" => (Tiers::All, &[]),
         "memory-tagged" => (Tiers::All, &["one", "two"]),
         "redis" => (Tiers::Shared, &[]),
         "tagged" => (Tiers::Shared, &["one", "two"]),

@@ -239,6 +239,16 @@ impl Store for Disk {
         })
     }
 
+    /// Writes the value once more: its time stands beside it.
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            let keys = keys.to_vec();
+            let weight = keys.iter().map(Bytes::len).sum();
+            self.write(weight, |reply| Job::Touch(keys, ttl, reply))
+                .await
+        })
+    }
+
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             let keys = keys.to_vec();

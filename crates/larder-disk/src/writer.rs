@@ -57,6 +57,7 @@ const JOBS_PER_PAUSE: u32 = 256;
 pub(crate) enum Job {
     Fill(Vec<Fill>, Reply<Vec<Filled>>),
     Set(Vec<Write>, Reply<Vec<Filled>>),
+    Touch(Vec<Bytes>, Duration, Reply<()>),
     Expire(Vec<Bytes>, Millis, Reply<()>),
     Delete(Vec<Bytes>, Option<Bytes>, Reply<()>),
     /// Removes keys that a sweep condemned, and says how many there were.
@@ -123,6 +124,14 @@ impl<'a> From<&'a Write> for Incoming<'a> {
 pub(crate) struct Batch<'a> {
     changes: Changes<'a>,
     orders: Vec<Order>,
+    leases: LeasesAfter,
+}
+
+/// What becomes of the leases on the keys of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LeasesAfter {
+    Void,
+    Kept,
 }
 
 impl<'a> Batch<'a> {
@@ -130,6 +139,15 @@ impl<'a> Batch<'a> {
         Self {
             changes: tree.changes(),
             orders: Vec::new(),
+            leases: LeasesAfter::Void,
+        }
+    }
+
+    /// A batch of values that are there already.
+    fn of_the_same(tree: &'a Tree) -> Self {
+        Self {
+            leases: LeasesAfter::Kept,
+            ..Self::new(tree)
         }
     }
 }
@@ -210,6 +228,7 @@ impl Writer {
         match job {
             Job::Fill(fills, reply) => answer(reply, self.fill_all(&fills)),
             Job::Set(writes, reply) => answer(reply, self.set_all(&writes)),
+            Job::Touch(keys, ttl, reply) => answer(reply, self.touch_all(&keys, ttl)),
             Job::Expire(keys, wall, reply) => answer(reply, self.expire_all(&keys, wall)),
             Job::Delete(keys, counter, reply) => {
                 answer(reply, self.delete_all(&keys, counter.as_ref()));
@@ -375,7 +394,7 @@ impl Writer {
         Ok(sequence)
     }
 
-    /// Writes a batch and ends the leases on its keys.
+    /// Writes a batch and ends the leases on its keys, unless the values are the same.
     pub(crate) fn commit(&mut self, tree: &Tree, batch: Batch<'_>) -> Result<(), Failure> {
         if batch.orders.is_empty() {
             return Ok(());
@@ -385,9 +404,37 @@ impl Writer {
             self.reaper.expect(order.deadline);
             let mut locked = self.shared.index.lock(&order.key);
             locked.put(Slot::new(order));
-            locked.leases().void(&order.key);
+            if batch.leases == LeasesAfter::Void {
+                locked.leases().void(&order.key);
+            }
         }
         Ok(())
+    }
+
+    fn touch_all(&mut self, keys: &[Bytes], ttl: Duration) -> StoreResult<()> {
+        // Nothing is in doubt: with the old time or the new one, the value is right.
+        self.attempt(&[], |writer, tree| {
+            for key in keys {
+                writer.touch(tree, key, ttl)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes one value, or record of a tag, with a later end. A minimum version keeps its own.
+    fn touch(&mut self, tree: &Tree, key: &Bytes, ttl: Duration) -> Result<(), Failure> {
+        let deadline = record::deadline(self.shared.wall(), ttl);
+        let Some(held) = self.held(tree, key)? else {
+            return Ok(());
+        };
+        let value = held.value();
+        if held.deadline >= deadline || value.len() as u64 == HEADER {
+            return Ok(());
+        }
+        self.prepare(tree, key, Need::entry(key.len(), value.len()))?;
+        let mut batch = Batch::of_the_same(tree);
+        self.enter(&mut batch, key, &[], value, deadline)?;
+        self.commit(tree, batch)
     }
 
     fn expire_all(&mut self, keys: &[Bytes], wall: Millis) -> StoreResult<()> {

@@ -76,7 +76,7 @@ pub(crate) fn add_value(run: &mut Cmd, value: &Bytes, ttl: Duration, tags: Optio
 
 /// How long a record of a tag is kept beside a value of this time to live: longer, so that the next
 /// values find it and need not prolong it each time.
-fn record_millis(ttl: Duration) -> u64 {
+pub(crate) fn record_millis(ttl: Duration) -> u64 {
     const AT_LEAST: Duration = Duration::from_secs(3_600);
     whole_millis(ttl.saturating_mul(2).max(AT_LEAST))
 }

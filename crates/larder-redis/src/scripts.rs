@@ -37,6 +37,10 @@ lua! {
     RELEASE, "scripts/common.lua" "scripts/release.lua"
 }
 lua! {
+    /// Keeps a value for longer.
+    TOUCH, "scripts/common.lua" "scripts/touch.lua"
+}
+lua! {
     /// Makes a value stale in place.
     EXPIRE, "scripts/common.lua" "scripts/expire.lua"
 }

@@ -15,7 +15,7 @@ use redis::{Cmd, Value};
 use crate::bus::RedisBus;
 use crate::command::{
     BATCH_COMMANDS, add_value, batches, get_range, keys_with_tags, last_byte, move_on,
-    new_incarnation, pattern_of, removal, set, weight, whole_millis, word,
+    new_incarnation, pattern_of, record_millis, removal, set, weight, whole_millis, word,
 };
 use crate::connection::Connection;
 use crate::error::{ConfigError, refusal};
@@ -23,7 +23,7 @@ use crate::link::Batch;
 use crate::misses::{First, Misses};
 use crate::options::{Plan, RedisOptions};
 use crate::reply::{Moved, Replies, is_not_available, moved};
-use crate::scripts::{Call, ENLIST, EXPIRE, FILL, LEASE, RELEASE, Repeat, SET};
+use crate::scripts::{Call, ENLIST, EXPIRE, FILL, LEASE, RELEASE, Repeat, SET, TOUCH};
 use crate::watch::Watch;
 
 /// A Redis or Valkey server as a [`Store`].
@@ -174,6 +174,23 @@ impl Redis {
                 call.keys(&[&*keys[at]]).arg(&token);
             };
             let replies = RELEASE
+                .run(&self.connection, Repeat::Harmless, keys.len(), 0, arguments)
+                .await?;
+            self.replies().all_done(replies)?;
+        }
+        Ok(())
+    }
+}
+
+// Keeping.
+impl Redis {
+    async fn touch_all(&self, keys: &[Bytes], ttl: Duration) -> StoreResult<()> {
+        let (ttl, record_ttl) = (whole_millis(ttl), record_millis(ttl));
+        for keys in keys.chunks(BATCH_COMMANDS) {
+            let arguments = |call: &mut Call, at: usize| {
+                call.keys(&[&*keys[at]]).arg(ttl).arg(record_ttl);
+            };
+            let replies = TOUCH
                 .run(&self.connection, Repeat::Harmless, keys.len(), 0, arguments)
                 .await?;
             self.replies().all_done(replies)?;
@@ -492,6 +509,10 @@ impl Store for Redis {
 
     fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(self.write(writes))
+    }
+
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.touch_all(keys, ttl))
     }
 
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {

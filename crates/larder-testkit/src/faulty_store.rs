@@ -26,6 +26,8 @@ pub enum Operation {
     Release,
     /// [`Store::set`]
     Set,
+    /// [`Store::touch`]
+    Touch,
     /// [`Store::expire`]
     Expire,
     /// [`Store::delete`]
@@ -44,12 +46,13 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Get,
         Self::Lease,
         Self::Fill,
         Self::Release,
         Self::Set,
+        Self::Touch,
         Self::Expire,
         Self::Delete,
         Self::Sweep,
@@ -251,6 +254,10 @@ impl<S: Store> Store for FaultyStore<S> {
 
     fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>> {
         Box::pin(self.meet(Operation::Set, self.store().set(writes)))
+    }
+
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(self.meet(Operation::Touch, self.store().touch(keys, ttl)))
     }
 
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {

@@ -161,6 +161,13 @@ impl Store for MemoryStore {
         })
     }
 
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            self.at_once(|held| keys.iter().for_each(|key| held.touch(key, ttl)));
+            Ok(())
+        })
+    }
+
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             self.change(|held| keys.iter().for_each(|key| held.expire(key, wall)));
@@ -358,6 +365,17 @@ impl Keys<'_> {
     fn release(&mut self, key: &Bytes, token: LeaseToken) {
         if self.held(key).header().and_then(|header| header.lease) == Some(token) {
             self.end_lease(key);
+        }
+    }
+
+    fn touch(&mut self, key: &Bytes, ttl: Duration) {
+        if matches!(self.held(key), Held::Placeholder(_)) {
+            return;
+        }
+        let (now, until) = (self.now, after(self.now, ttl));
+        let entry = self.keys.get_mut(key).filter(|entry| entry.until > now);
+        if let Some(entry) = entry {
+            entry.until = entry.until.max(until);
         }
     }
 

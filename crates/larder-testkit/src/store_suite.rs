@@ -27,6 +27,7 @@ mod reading;
 mod releasing;
 mod sweeping;
 mod tagging;
+mod touching;
 mod versioning;
 mod waking;
 mod whole;
@@ -40,6 +41,7 @@ pub use reading::*;
 pub use releasing::*;
 pub use sweeping::*;
 pub use tagging::*;
+pub use touching::*;
 pub use versioning::*;
 pub use waking::*;
 pub use whole::*;
@@ -119,6 +121,12 @@ macro_rules! store_suite {
             delete_removes_values_and_leases
             a_value_is_gone_when_its_time_to_live_is_over
             extreme_times_are_taken
+            // Keeping what is read
+            touch_prolongs_values_and_records
+            touch_never_shortens_and_adds_nothing
+            touch_leaves_leases_as_they_are
+            touch_leaves_placeholders_alone
+            touch_takes_extreme_times_and_many_keys
             // Versions
             a_fill_below_the_version_of_the_value_is_refused
             a_fill_below_a_minimum_version_is_refused

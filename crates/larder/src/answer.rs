@@ -26,6 +26,8 @@ pub struct Loaded<V> {
     pub(crate) content: Content<V>,
     pub(crate) keep: Keep,
     pub(crate) wishes: Wishes,
+    /// The name of a TTL, which the larder knows.
+    pub(crate) class: Option<Box<str>>,
     pub(crate) version: Option<u64>,
     pub(crate) etag: Option<Box<str>>,
     pub(crate) last_modified: Option<u64>,
@@ -58,6 +60,7 @@ impl<V> Loaded<V> {
             content,
             keep,
             wishes: Wishes::default(),
+            class: None,
             version: None,
             etag: None,
             last_modified: None,
@@ -101,6 +104,21 @@ impl<V> Loaded<V> {
     #[must_use]
     pub fn ttl(mut self, ttl: impl Span) -> Self {
         self.wishes.ttl = self.span("ttl", ttl);
+        self
+    }
+
+    /// How long this entry is fresh, by the name of a TTL: see
+    /// [`LarderBuilder::ttl_class`](crate::LarderBuilder::ttl_class). A name that the larder does not
+    /// know makes the load fail, and so does a TTL beside it.
+    ///
+    /// ```
+    /// use larder::Loaded;
+    ///
+    /// let offer: Loaded<&str> = Loaded::value("espresso, today only").class("realtime");
+    /// ```
+    #[must_use]
+    pub fn class(mut self, name: impl Into<Box<str>>) -> Self {
+        self.class = Some(name.into());
         self
     }
 

@@ -21,6 +21,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::fence::Fence;
 use crate::fill::{Landing, Origin};
 use crate::flight::Flights;
+use crate::frequency::Frequency;
 use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::larder::Shared;
@@ -34,6 +35,7 @@ use crate::progress::Matching;
 use crate::read::ahead::is_fresh;
 use crate::read::{self, Reply, Story};
 use crate::registry::{Home, Registry};
+use crate::sliding::Touches;
 use crate::stats::{CacheStats, Count, Counters};
 use crate::tags::{Tag, name};
 use crate::tier::{Budget, Sharing, Tier};
@@ -111,6 +113,43 @@ where
     /// The value under `key` from memory alone. Needs no runtime.
     pub fn get_in_memory<Q: AsKey<K> + ?Sized>(&self, key: &Q) -> Option<Arc<V>> {
         read::get_in_memory(&self.inner, key)
+    }
+
+    /// The value under `key` from memory alone, or what `load` returns, kept in memory alone. Needs
+    /// no runtime: `load` runs here and now.
+    ///
+    /// What `load` finds is not kept if its key was invalidated or written meanwhile. Callers that
+    /// come at the same time may each load: nobody waits for another here. Within its grace a stale
+    /// value stands in for a load that fails. A key that is empty or too long is loaded and not kept,
+    /// and what may have been invalidated unheard, because the bus is silent, is loaded anew.
+    ///
+    /// # Errors
+    ///
+    /// Those of `load`.
+    ///
+    /// ```
+    /// use larder::{Cache, Larder};
+    ///
+    /// let squares: Cache<u64, u64> = Larder::local().cache("squares").in_memory()?;
+    /// let square = squares.get_or_load_in_memory(&7, || Ok::<_, larder::Error>(7 * 7))?;
+    /// assert_eq!(*square, 49);
+    /// assert_eq!(squares.get_in_memory(&7).as_deref(), Some(&49));
+    /// # Ok::<_, larder::Error>(())
+    /// ```
+    pub fn get_or_load_in_memory<Q, T, E>(
+        &self,
+        key: &Q,
+        load: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<V>, E>
+    where
+        Q: AsKey<K> + ?Sized,
+        T: Into<Arc<V>>,
+    {
+        let load = || {
+            let value: Arc<V> = load()?.into();
+            Ok((Loaded::value(Arc::clone(&value)), value))
+        };
+        read::load_in_memory(&self.inner, key, |held| held, load)
     }
 
     /// The value under `key`: from memory, from the tiers below it, or from `load`.
@@ -288,6 +327,11 @@ where
     /// Removes `key` from this process's memory alone. Needs no runtime.
     pub fn invalidate_in_memory<Q: AsKey<K> + ?Sized>(&self, key: &Q) {
         write::drop_from_memory(&self.inner, self.inner.memory.hash(key), key);
+    }
+
+    /// Removes every entry from this process's memory alone. Needs no runtime.
+    pub fn clear_in_memory(&self) {
+        write::clear_memory(&self.inner);
     }
 
     /// Makes `key` stale in every tier: within its grace it is still served, while the next read
@@ -561,6 +605,10 @@ pub(crate) struct Inner<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     pub(crate) groups: Option<Groups<K>>,
     /// When the tiers have to be told again that this schema version is in use.
     pub(crate) enlist_at: AtomicU64,
+    /// What is to be prolonged in the tiers.
+    pub(crate) touches: Arc<Touches>,
+    /// How often keys are asked for, where TTLs go by that.
+    pub(crate) frequency: Option<Frequency>,
     pub(crate) turns: Turns,
     pub(crate) watchers: Watchers<K>,
     pub(crate) counters: Counters,
@@ -624,7 +672,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         }
         let value = size_of::<V>().max(held.encoded_len as usize);
         let tags: usize = held.tags().iter().map(|tag| tag.weight()).sum();
-        u32::try_from(value + tags + key_len + 2 * size_of::<usize>()).unwrap_or(u32::MAX)
+        let details = held.details.as_ref();
+        let details = details.map_or(0, |_| size_of::<Details>() + 2 * size_of::<usize>());
+        u32::try_from(value + tags + details + key_len + 2 * size_of::<usize>()).unwrap_or(u32::MAX)
     }
 
     /// An envelope as the tier at `depth` may keep it, and for how long.
@@ -693,14 +743,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             .zip(opened.versions)
             .collect();
         let clock = &**self.clock();
+        let (times, slide) =
+            Times::from_envelope(clock, &opened.header, &opened.label, self.memory_ttl);
         let held = Held {
             value,
-            times: Times::from_envelope(clock, &opened.header, &opened.label, self.memory_ttl),
+            times,
             stamp: AtomicU64::new(began.stamp),
             load_ms: u32::try_from(opened.label.load_ms).unwrap_or(u32::MAX),
             encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
             fill_id: Some(FillId::of(&opened.label.fill_id)),
-            details: Details::of(opened.label, tags),
+            details: Details::of(opened.label, tags, slide),
         };
         Ok(Opened { held, versions })
     }

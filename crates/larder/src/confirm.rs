@@ -19,6 +19,7 @@ use crate::fill::{FillGuard, Landed, Origin};
 use crate::key::CacheKey;
 use crate::look::Seeking;
 use crate::policy::{self, Decision};
+use crate::sliding;
 use crate::stats::Count;
 use crate::store::TagRecord;
 use crate::tags::{Tag, Today};
@@ -143,6 +144,9 @@ where
                 there.stamp_anew(stamp);
             }
         });
+        if cache.rules.sliding.is_some() && sliding::is_due(&held, now) {
+            sliding::prolong(cache, fill.hash(), key, now);
+        }
     }
     *held.stamp.get_mut() = stamp;
     cache.count(Count::Confirmed, 1);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Millis};
 use crate::envelope::{Header, Label};
 use crate::options::LONGEST;
-use crate::policy::Lifetimes;
+use crate::policy::{self, Lifetimes};
 use crate::tags::Tag;
 
 /// An entry in memory. Cloning it copies times and two pointers.
@@ -46,28 +46,75 @@ pub(crate) struct Details {
     pub version: Option<u64>,
     pub etag: Option<Box<str>>,
     pub last_modified: Option<u64>,
+    /// How reads prolong it, if they do.
+    pub slide: Option<Slide>,
     /// Without that of the cache, which all its entries have.
     pub tags: Box<[Arc<Tag>]>,
 }
 
 impl Details {
     /// The details of a new entry; most have none.
-    pub(crate) fn of(label: Label, tags: Box<[Arc<Tag>]>) -> Option<Arc<Self>> {
+    pub(crate) fn of(
+        label: Label,
+        tags: Box<[Arc<Tag>]>,
+        slide: Option<Slide>,
+    ) -> Option<Arc<Self>> {
         let Label {
             version,
             etag,
             last_modified,
             ..
         } = label;
-        let plain = version.is_none() && etag.is_none() && last_modified.is_none();
+        let plain =
+            version.is_none() && etag.is_none() && last_modified.is_none() && slide.is_none();
         (!plain || !tags.is_empty()).then(|| {
             Arc::new(Self {
                 version,
                 etag,
                 last_modified,
+                slide,
                 tags,
             })
         })
+    }
+}
+
+/// How reads prolong an entry, as one process holds it. By the monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slide {
+    /// How long it lives without a read.
+    pub idle: Millis,
+    /// Until then at most, however often it is read.
+    pub ends_at: i64,
+    /// Until then memory may serve it without asking the tiers below.
+    pub memory_until: Millis,
+}
+
+impl Slide {
+    /// The slide of an entry that came now and may be fresh for so long. It may have less time left
+    /// than a read would give it.
+    pub(crate) fn from_now(
+        now: Millis,
+        idle: Option<Millis>,
+        fresh: Millis,
+        memory_ttl: Millis,
+    ) -> Option<Self> {
+        Some(Self {
+            idle: idle.filter(|_| fresh > 0)?,
+            ends_at: now.saturating_add(fresh) as i64,
+            memory_until: now.saturating_add(memory_ttl),
+        })
+    }
+
+    /// Whether an entry that is fresh until then was read less than a tenth of its idle time ago.
+    pub(crate) fn was_just_read(self, fresh_until: i64, now: Millis) -> bool {
+        let tenth = (self.idle / 10).max(1);
+        until(fresh_until, now) > self.idle.saturating_sub(tenth)
+    }
+
+    /// Until when an entry is fresh that is read now.
+    pub(crate) fn fresh_until(self, now: Millis) -> i64 {
+        (now.saturating_add(self.idle) as i64).min(self.ends_at)
     }
 }
 
@@ -161,6 +208,34 @@ impl<V> Held<V> {
         self.details.as_ref().map_or(&[], |details| &details.tags)
     }
 
+    /// How reads prolong the entry, if they do.
+    #[inline]
+    pub(crate) fn slide(&self) -> Option<Slide> {
+        self.details.as_ref()?.slide
+    }
+
+    /// The times by which an early refresh goes: those of an entry that nobody needs to prolong.
+    #[inline]
+    pub(crate) fn times_of_all(&self) -> Times {
+        let fresh_until = self
+            .slide()
+            .map_or(self.times.fresh_until, |slide| slide.ends_at);
+        Times {
+            fresh_until,
+            ..self.times
+        }
+    }
+
+    /// How long a tier keeps the entry from now on, without another read.
+    pub(crate) fn left_in_tiers(&self, now: Millis) -> Millis {
+        let of_sliding = |slide: Slide| {
+            let left = until(slide.ends_at, now);
+            policy::time_in_tiers(slide.idle, left, self.times.stale_for())
+        };
+        let plain = || self.times.dies_at().saturating_sub(now);
+        self.slide().map_or_else(plain, of_sliding)
+    }
+
     /// The version that the loader gave, or zero.
     pub(crate) fn version(&self) -> u64 {
         let version = self.details.as_ref().and_then(|details| details.version);
@@ -195,7 +270,7 @@ impl<V> Held<V> {
 impl Times {
     /// The times of a value filled now.
     pub(crate) fn from_now(now: Millis, lives: Lifetimes, memory_ttl: Millis) -> Self {
-        let fresh_until = now.saturating_add(lives.fresh);
+        let fresh_until = now.saturating_add(lives.idle.unwrap_or(lives.fresh));
         Self {
             created: now as i64,
             serve_until: fresh_until.min(now.saturating_add(memory_ttl)),
@@ -206,7 +281,8 @@ impl Times {
         }
     }
 
-    /// The times of a value that a tier held.
+    /// The times of a value that a tier held, and how reads prolong it. That a tier still had it was
+    /// a read of it.
     ///
     /// Wall times become monotonic ones by what is left of them. What the header says, which
     /// anybody who can write to the store may have changed, can only shorten what the checksummed
@@ -216,7 +292,7 @@ impl Times {
         header: &Header,
         label: &Label,
         memory_ttl: Millis,
-    ) -> Self {
+    ) -> (Self, Option<Slide>) {
         let (now, wall) = (clock.recent(), clock.wall());
         let age = wall.saturating_sub(label.created);
         let fresh_left = if header.expired {
@@ -230,18 +306,47 @@ impl Times {
             .saturating_sub(header.fresh_until)
             .max(age.saturating_sub(label.fresh_for));
         let all_left = header.stale_until.saturating_sub(wall);
+        let idle = label.idle_for.map(|idle| idle.max(1));
+        let slide = Slide::from_now(now, idle, fresh_left, memory_ttl);
+        let fresh_left = slide.map_or(fresh_left, |slide| slide.idle.min(fresh_left));
         let until = |length: Millis| {
             let left = fresh_left.saturating_add(length.min(LONGEST).saturating_sub(behind));
             now.saturating_add(left.min(all_left))
         };
-        Self {
+        let times = Self {
             created: (now as i64).saturating_sub_unsigned(age),
             serve_until: now.saturating_add(fresh_left.min(memory_ttl)),
             fresh_until: (now.saturating_add(fresh_left) as i64).saturating_sub_unsigned(behind),
             grace_until: until(label.grace_for),
             stale_until: until(label.stale_for),
             retry_at: 0,
+        };
+        (times, slide)
+    }
+
+    /// The same entry where its freshness ends at another time, grace and all with it.
+    pub(crate) fn ending_at(self, fresh_until: i64) -> Self {
+        let moved = |until: Millis| {
+            let gained = fresh_until.saturating_sub(self.fresh_until);
+            until.saturating_add_signed(gained)
+        };
+        Self {
+            serve_until: self
+                .serve_until
+                .min(u64::try_from(fresh_until).unwrap_or(0)),
+            fresh_until,
+            grace_until: moved(self.grace_until),
+            stale_until: moved(self.stale_until),
+            ..self
         }
+    }
+
+    /// How long behind its freshness the entry may be used at all.
+    pub(crate) fn stale_for(&self) -> Millis {
+        until(
+            self.stale_until as i64,
+            u64::try_from(self.fresh_until).unwrap_or(0),
+        )
     }
 
     /// The same entry where it lasts for its whole TTL, as in the tiers below memory.
@@ -365,7 +470,7 @@ mod tests {
     }
 
     fn read(wall: Millis, header: &Header) -> (i64, Millis, Millis) {
-        let times = Times::from_envelope(&At(500, wall), header, &label(), Millis::MAX);
+        let (times, _) = Times::from_envelope(&At(500, wall), header, &label(), Millis::MAX);
         (times.fresh_until, times.grace_until, times.stale_until)
     }
 
@@ -388,6 +493,27 @@ mod tests {
         // By one that is ahead of the end of the entry.
         let expired = header(10_100, 10_180).expired_at(20_000);
         assert_eq!(read(10_060, &expired), (500, 550, 580));
+    }
+
+    #[test]
+    fn what_slides_lives_for_its_idle_time_within_its_greatest_age() {
+        let label = Label {
+            idle_for: Some(30),
+            ..label()
+        };
+        let header = header(10_100, 10_180);
+        let read = |wall, header: &Header| {
+            let (times, slide) = Times::from_envelope(&At(500, wall), header, &label, 20);
+            let ends = (times.fresh_until, times.grace_until, times.stale_until);
+            (times.serve_until, ends, slide.map(|slide| slide.ends_at))
+        };
+        assert_eq!(read(10_000, &header), (520, (530, 580, 610), Some(600)));
+        assert_eq!(read(10_060, &header), (520, (530, 580, 610), Some(540)));
+        assert_eq!(read(10_085, &header), (515, (515, 565, 595), Some(515)));
+        // Stale, by its age or by hand, it does not slide.
+        assert_eq!(read(10_120, &header), (500, (480, 530, 560), None));
+        let expired = header.expired_at(10_010);
+        assert_eq!(read(10_010, &expired), (500, (500, 550, 580), None));
     }
 
     #[test]

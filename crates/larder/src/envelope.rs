@@ -191,6 +191,9 @@ pub(crate) struct Label {
     pub grace_for: Millis,
     /// How long behind `fresh_for` it may be used at all, in milliseconds.
     pub stale_for: Millis,
+    /// How long it lives without a read, in milliseconds, if reads prolong it; `fresh_for` is then how
+    /// old it may become at most.
+    pub idle_for: Option<Millis>,
     /// The version of the entry, as the loader gave it.
     pub version: Option<u64>,
     /// The validator that the origin gave.
@@ -216,7 +219,7 @@ pub(crate) enum Rejected {
     Key,
     /// An entry of another schema version.
     Schema,
-    /// A codec, compression or encryption that is not known here, or that does not decode.
+    /// A codec, compression, encryption or flag that is not known here, or that does not decode.
     Codec,
     /// A tag of it was invalidated while it was on its way, or it does not say whether one was.
     Tags,
@@ -251,6 +254,9 @@ const ABSENT: u8 = 1;
 const HAS_VERSION: u8 = 2;
 const HAS_ETAG: u8 = 4;
 const HAS_LAST_MODIFIED: u8 = 8;
+const HAS_IDLE: u8 = 16;
+/// What a later release says in other flags stands where this one would read something else.
+const KNOWN_FLAGS: u8 = ABSENT | HAS_VERSION | HAS_ETAG | HAS_LAST_MODIFIED | HAS_IDLE;
 /// The length of the checksum.
 const CHECKSUM: usize = 8;
 
@@ -293,6 +299,7 @@ pub(crate) fn seal(
         (label.version.is_some(), HAS_VERSION),
         (label.etag.is_some(), HAS_ETAG),
         (label.last_modified.is_some(), HAS_LAST_MODIFIED),
+        (label.idle_for.is_some(), HAS_IDLE),
     ];
     let flags = flags
         .into_iter()
@@ -311,7 +318,8 @@ pub(crate) fn seal(
     ] {
         put_number(&mut out, number);
     }
-    for number in [label.version, label.last_modified].into_iter().flatten() {
+    let numbers = [label.version, label.last_modified, label.idle_for];
+    for number in numbers.into_iter().flatten() {
         put_number(&mut out, number);
     }
     if let Some(etag) = &label.etag {
@@ -399,6 +407,9 @@ pub(crate) fn open(bytes: &[u8], expect: Expect<'_>) -> Result<Opened, Rejected>
     if body.number().ok_or(Rejected::Length)? != u64::from(expect.schema) {
         return Err(Rejected::Schema);
     }
+    if flags & !KNOWN_FLAGS != 0 {
+        return Err(Rejected::Codec);
+    }
     let label = read_label(&mut body, flags, &header).ok_or(Rejected::Length)?;
     if !versions.is_empty() && versions.len() != label.tags.len() + 1 {
         return Err(Rejected::Length);
@@ -446,6 +457,9 @@ fn read_label(body: &mut Reader<'_>, flags: u8, header: &Header) -> Option<Label
     }
     if flags & HAS_LAST_MODIFIED != 0 {
         label.last_modified = Some(body.number()?);
+    }
+    if flags & HAS_IDLE != 0 {
+        label.idle_for = Some(body.number()?);
     }
     if flags & HAS_ETAG != 0 {
         label.etag = Some(body.text()?);

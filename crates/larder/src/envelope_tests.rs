@@ -20,10 +20,19 @@ fn label() -> Label {
         fresh_for: 3_600_000,
         grace_for: 60_000,
         stale_for: 120_000,
+        idle_for: None,
         version: Some(9),
         etag: Some("\"v9\"".into()),
         last_modified: Some(1_699_999_000),
         tags: vec!["category:7".into(), "".into()],
+    }
+}
+
+/// Of an entry that reads prolong.
+fn sliding() -> Label {
+    Label {
+        idle_for: Some(600_000),
+        ..label()
     }
 }
 
@@ -57,6 +66,11 @@ fn known() -> Vec<(&'static str, Vec<u8>, bool)> {
     vec![
         ("value", sealed(payload(b"value")), true),
         ("absent", sealed(None), true),
+        (
+            "sliding",
+            seal(key(), &sliding(), &VERSIONS, payload(b"value"), 1024),
+            true,
+        ),
         ("compressed", sealed(payload(&[b'x'; 5_000])), false),
         (
             "placeholder",
@@ -117,6 +131,38 @@ fn what_is_sealed_opens_again() {
             opened.header.stale_until,
             opened.header.fresh_until + label().stale_for
         );
+    }
+}
+
+#[test]
+fn the_idle_time_of_what_slides_is_read_back_and_leaves_the_header_as_it_was() {
+    for label in [
+        sliding(),
+        Label {
+            idle_for: Some(u64::MAX),
+            version: None,
+            etag: None,
+            last_modified: None,
+            ..label()
+        },
+    ] {
+        let sealed = seal(key(), &label, &VERSIONS, payload(b"value"), 1024);
+        let opened = open(&sealed, key()).unwrap();
+        assert_eq!(opened.label, label);
+        let whole = label.created + label.fresh_for;
+        assert_eq!(opened.header.fresh_until, whole, "its greatest age");
+    }
+}
+
+#[test]
+fn a_flag_that_is_not_known_is_a_miss() {
+    for flag in [32, 64, 128] {
+        let mut bytes = seal(key(), &label(), &VERSIONS, payload(b"value"), 1024);
+        assert_eq!(bytes[BODY_AT + 2] & flag, 0);
+        bytes[BODY_AT + 2] |= flag;
+        let sum = xxh3_64(&bytes[BODY_AT..]);
+        bytes[SUM_AT..BODY_AT].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(open(&bytes, key()), Err(Rejected::Codec));
     }
 }
 

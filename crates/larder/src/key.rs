@@ -20,8 +20,8 @@ pub const MAX_KEY_BYTES: usize = 32 * 1024;
 
 /// A type whose values can name entries.
 ///
-/// Implemented for integers, `bool`, `char`, strings, byte strings and tuples of up to six of
-/// these. A hit in memory hashes the key itself; the encoded form is made on a miss only.
+/// Implemented for integers, `bool`, `char`, strings, byte strings, tuples of up to six of these, and
+/// `Option`s of all of them. A hit in memory hashes the key itself; the encoded form is made on a miss only.
 ///
 /// An implementation must be injective and must decode what it encodes:
 ///
@@ -40,6 +40,12 @@ pub const MAX_KEY_BYTES: usize = 32 * 1024;
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be in a key",
+    label = "no `larder::Key` is implemented for this type",
+    note = "keys are integers, `bool`, `char`, strings, bytes, tuples and `Option`s of these, and types that implement `larder::Key`",
+    note = "in `#[cached]`, name what tells two calls apart, like `{{user.id}}`, or list an argument that does not under `ignore`"
+)]
 pub trait Key: Send + Sync {
     /// How many colon-separated parts the encoding has. Fixed for the type.
     const PARTS: usize = 1;
@@ -91,12 +97,29 @@ impl KeySink {
         Bytes::from(self.bytes)
     }
 
+    #[cfg(feature = "macros")]
+    pub(crate) fn into_vec(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Writes a key behind what is there, without a colon between.
+    #[cfg(feature = "macros")]
+    pub(crate) fn go_on_with<K: Key + ?Sized>(&mut self, key: &K) {
+        self.parts = 0;
+        key.encode(self);
+    }
+
     /// Adds one part. Control characters, space, non-ASCII and `: % { }` are escaped as `%XX`.
     pub fn part(&mut self, raw: &[u8]) {
         if self.parts > 0 {
             self.bytes.push(b':');
         }
         self.parts += 1;
+        self.escaped(raw);
+    }
+
+    /// Adds bytes to the part that is being written.
+    pub(crate) fn escaped(&mut self, raw: &[u8]) {
         if raw.iter().all(|byte| is_plain(*byte)) {
             return self.bytes.extend_from_slice(raw);
         }
@@ -279,6 +302,28 @@ macro_rules! string_keys {
 
 string_keys!(String Box<str> Arc<str>);
 
+/// One part: `-` for `None`; `+` and the encoding of the key, escaped once more, for `Some`.
+impl<K: Key> Key for Option<K> {
+    fn encode(&self, sink: &mut KeySink) {
+        match self {
+            None => sink.part(b"-"),
+            Some(key) => {
+                let mut inside = KeySink::behind(b"+");
+                key.encode(&mut inside);
+                sink.part(&inside.bytes);
+            }
+        }
+    }
+
+    fn decode(encoded: &[u8]) -> Option<Self> {
+        match unescape(encoded)?.as_slice() {
+            b"-" => Some(None),
+            [b'+', inside @ ..] => K::decode(inside).map(Some),
+            _ => None,
+        }
+    }
+}
+
 macro_rules! tuple_keys {
     ($($part:ident $at:tt),+) => {
         impl<$($part: Key),+> Key for ($($part,)+) {
@@ -353,6 +398,15 @@ mod tests {
     }
 
     #[test]
+    fn what_there_is_cannot_be_mistaken_for_nothing() {
+        let some = |inside: &str| text(&Some(inside.to_owned()));
+        assert_eq!(text(&None::<String>), "-");
+        assert_eq!([some("-"), some(""), some("a:b")], ["+-", "+", "+a%253Ab"]);
+        assert_eq!(Option::<u8>::decode(b"7"), None);
+        assert_eq!(Option::<u8>::decode(b"--"), None);
+    }
+
+    #[test]
     fn hostile_characters_are_escaped() {
         assert_eq!(text("a b\r\n\0{x}%é*"), "a%20b%0D%0A%00%7Bx%7D%25%C3%A9*");
     }
@@ -368,6 +422,12 @@ mod tests {
         survives(vec![0_u8, 255, b':']);
         survives((7_u64, "x:y".to_owned()));
         survives((1_u8, (2_u8, String::new()), 3_u8));
+        survives(None::<u8>);
+        survives((
+            Some("a:b%".to_owned()),
+            None::<(u8, u8)>,
+            Some(Some((1_u8, -2_i8))),
+        ));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::backplane::Backplane;
 use crate::bus::{BusStats, Census, Member};
 use crate::cache::{self, Cache, Fallback, Groups, Inner, RemovalListener, Weigher};
+use crate::classes::Classes;
 use crate::clock::{Clock, SystemClock};
 use crate::codec::{Codec, ValueCodec};
 use crate::courier::{Courier, Errand, Receipt};
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::fence::Fence;
 use crate::flight::Flights;
+use crate::frequency::Frequency;
 use crate::invalidation::Invalidation;
 use crate::key::{self, CacheKey};
 use crate::loader::Turns;
@@ -80,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) tier_budget: Duration,
+    pub(crate) classes: Classes,
     /// How many tasks drop copies from tiers that others told of.
     pub(crate) forgetting: Arc<AtomicUsize>,
     closed: AtomicBool,
@@ -150,6 +153,8 @@ impl Larder {
             backplane: Hearing::Unsaid,
             clock: SystemClock::shared(),
             tier_budget: TIER_BUDGET,
+            classes: Classes::default(),
+            problem: None,
         }
     }
 
@@ -182,6 +187,7 @@ impl Larder {
             listener: None,
             fallback: None,
             groups: None,
+            ttl_given: false,
             problem: None,
             types: PhantomData,
         }
@@ -326,6 +332,9 @@ pub struct LarderBuilder {
     backplane: Hearing,
     clock: Arc<dyn Clock>,
     tier_budget: Duration,
+    classes: Classes,
+    /// The first option that could not be understood.
+    problem: Option<Error>,
 }
 
 /// How a larder hears of other processes.
@@ -393,13 +402,50 @@ impl LarderBuilder {
         }
     }
 
+    /// Gives a name to a TTL, for [`CacheBuilder::class`] and [`Loaded::class`](crate::Loaded::class):
+    /// how long data of one kind may be kept is then said in one place.
+    ///
+    /// There are `session` (1 d), `profile` (1 h), `catalogue` (5 min), `search` (1 min) and
+    /// `realtime` (10 s), which can be given other TTLs. They are examples and no advice: how old an
+    /// answer may be is for its users to say.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Loaded};
+    ///
+    /// let larder = Larder::builder("shop").ttl_class("search", "2m").ttl_class("offer", "30s").build()?;
+    /// let sessions: Cache<u64, String> = larder.cache("session").class("session").build()?;
+    /// let results: Cache<String, String> = larder.cache("result").class("search").build()?;
+    /// let load = |_| async { Ok::<_, std::io::Error>(Loaded::value("tea".to_owned()).class("offer")) };
+    /// results.get_or_load("te", load).await?; // for 30 s, the others for 2 min
+    ///
+    /// let unknown = larder.cache::<u64, String>("other").class("serach").build();
+    /// assert!(unknown.unwrap_err().to_string().contains("search, session"));
+    /// # Ok(()) }
+    /// ```
+    pub fn ttl_class(mut self, name: impl AsRef<str>, ttl: impl Span) -> Self {
+        let name = name.as_ref();
+        match ttl.into_duration() {
+            Ok(ttl) => self.classes.define(name, ttl),
+            Err(problem) => {
+                let problem = Error::config(format!("TTL class `{name}`: {problem}"));
+                self.problem.get_or_insert(problem);
+            }
+        }
+        self
+    }
+
     /// Builds the larder. Connects to nothing: a store that is down is no error.
     ///
     /// # Errors
     ///
-    /// [`Config`](crate::ErrorKind::Config) for a namespace that cannot stand in a key, and for a
-    /// budget of zero.
-    pub fn build(self) -> Result<Larder> {
+    /// [`Config`](crate::ErrorKind::Config) for a namespace that cannot stand in a key, for a budget
+    /// of zero, and for a TTL that is none.
+    pub fn build(mut self) -> Result<Larder> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
         key::check_name("namespace", &self.namespace)?;
         if self.tier_budget.is_zero() {
             return Err(Error::config(
@@ -471,6 +517,7 @@ impl LarderBuilder {
             clock: self.clock,
             tasks,
             tier_budget: self.tier_budget,
+            classes: self.classes,
             forgetting: Arc::default(),
             closed: AtomicBool::new(false),
         };
@@ -492,6 +539,8 @@ pub struct CacheBuilder<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     listener: Option<RemovalListener<K, V>>,
     fallback: Option<Fallback<K, V>>,
     groups: Option<Groups<K>>,
+    /// Whether a TTL was named, be it the default one.
+    ttl_given: bool,
     /// The first option that could not be understood.
     problem: Option<Error>,
     types: PhantomData<fn() -> (K, V)>,
@@ -514,6 +563,7 @@ where
     /// Takes all options at once, for example from a configuration file.
     pub fn options(mut self, options: CacheOptions) -> Self {
         self.options = options;
+        self.ttl_given = false;
         self
     }
 
@@ -526,18 +576,95 @@ where
     /// See [`CacheOptions::ttl`].
     pub fn ttl(mut self, ttl: impl Span) -> Self {
         self.options.ttl = self.span("ttl", ttl);
+        self.ttl_given = true;
+        self
+    }
+
+    /// See [`CacheOptions::class`] and [`LarderBuilder::ttl_class`].
+    pub fn class(mut self, name: impl Into<String>) -> Self {
+        self.options.class = Some(name.into());
         self
     }
 
     /// Entries never expire. See [`CacheOptions::ttl`].
     pub fn no_ttl(mut self) -> Self {
         self.options.ttl = None;
+        self.ttl_given = true;
         self
     }
 
     /// See [`CacheOptions::jitter`].
     pub fn jitter(mut self, share: f64) -> Self {
         self.options.jitter = share;
+        self
+    }
+
+    /// See [`CacheOptions::jitter_up_to`].
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// // What is filled at once, at midnight say, is loaded again spread over half a minute.
+    /// let menus: Cache<u64, String> =
+    ///     Larder::local().cache("menu").ttl("1h").jitter_up_to("30s").in_memory()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn jitter_up_to(mut self, spread: impl Span) -> Self {
+        self.options.jitter_up_to = self.span("jitter_up_to", spread).unwrap_or_default();
+        self
+    }
+
+    /// Lets every read prolong an entry, up to a greatest age: the TTL is how long an entry lives
+    /// without a read, `most` how old it may become however often it is read. Then it is loaded anew.
+    ///
+    /// A read prolongs an entry once a tenth of the TTL has passed since the last time. What a tier
+    /// answers, or memory prolongs, is prolonged in the tiers as well, in the background, where they
+    /// [can](crate::Store::touch); an entry that nobody reads is gone from memory and from the
+    /// tiers when its TTL is over. Grace and stale-on-error begin behind the TTL in memory, and
+    /// below it behind the greatest age. Jitter shortens the greatest age. Early refreshes go by it,
+    /// too: whoever reads an entry keeps it from ending sooner. "There is no such value" does not slide.
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let carts: Cache<u64, String> =
+    ///     Larder::builder("shop").build()?.cache("cart").ttl("30m").sliding("12h").build()?;
+    ///
+    /// let never = Larder::local().cache::<u64, String>("c").ttl("1h").sliding("10m").in_memory();
+    /// assert!(never.unwrap_err().to_string().contains("make the ttl shorter"));
+    /// # Ok(()) }
+    /// ```
+    pub fn sliding(mut self, most: impl Span) -> Self {
+        self.options.sliding = self.span("sliding", most);
+        self
+    }
+
+    /// Lets popular keys live longer: when an entry is filled, its TTL is between `least` and `most`, by
+    /// how often its key was asked for of late. A key asked for the first time gets `least`; one that
+    /// is asked for eight times or more within `most`, again and again, gets `most`.
+    ///
+    /// For sources where a change is rarer than a read, and where what is asked for once, by a crawler
+    /// say, should not stay. A TTL that a load gives comes before it. Reads are counted in 64 KiB for
+    /// each such cache, in each process by itself; the counts are halved whenever `most` has passed or
+    /// more keys came than can be told apart.
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let pages: Cache<String, String> =
+    ///     Larder::local().cache("page").ttl_by_frequency("1m", "1h").in_memory()?;
+    ///
+    /// let wrong = Larder::local().cache::<u64, u64>("c").ttl_by_frequency("1h", "1m").in_memory();
+    /// assert!(wrong.unwrap_err().to_string().contains("give the shorter one first"));
+    /// # Ok(()) }
+    /// ```
+    pub fn ttl_by_frequency(mut self, least: impl Span, most: impl Span) -> Self {
+        let least = self.span("ttl_by_frequency", least);
+        let most = self.span("ttl_by_frequency", most);
+        self.options.ttl_by_frequency = least.zip(most).map(|(least, most)| least..=most);
         self
     }
 
@@ -797,13 +924,18 @@ where
             return Err(problem);
         }
         key::check_name("cache name", &self.name)?;
-        let rules = self.options.check()?;
-        let bound = match self.options.memory_capacity()? {
+        let classes = &self.larder.shared.classes;
+        let options = classes.apply(self.options, self.ttl_given);
+        let options = options.map_err(|problem| {
+            Error::config(format!("cache `{name}`: {problem}", name = self.name))
+        })?;
+        let rules = options.check()?;
+        let bound = match options.memory_capacity()? {
             Capacity::Entries(entries) => Bound::Entries(entries),
             Capacity::Bytes(bytes) => Bound::Bytes(bytes),
         };
         let shared = Arc::clone(&self.larder.shared);
-        let (cache, options) = (Arc::<str>::from(self.name), self.options);
+        let cache = Arc::<str>::from(self.name);
         let (home, tiers) = match &codec {
             Some(_) => (Home::AboveTiers, shared.tiers.clone()),
             None => (Home::MemoryAlone, Box::default()),
@@ -836,6 +968,11 @@ where
             groups: self.groups,
             enlist_at: AtomicU64::new(0),
             watchers: Watchers::default(),
+            touches: Arc::default(),
+            frequency: rules
+                .ttl_by_frequency
+                .clone()
+                .map(|ttls| Frequency::new(ttls, shared.clock.monotonic())),
             turns: Turns::new(options.load_concurrency, options.load_queue),
             counters: Counters::new(),
             shared: Arc::clone(&shared),

@@ -33,7 +33,8 @@
 //! The modules in reading order: `larder` and `cache` are the face; `read`, `look` and `write` are
 //! the only control flow; `policy`, `fence`, `flight`, `fill`, `loader`, `tier` and `memory` are
 //! what they call, and none of them calls back. `events` and `template` say what invalidates what,
-//! `sampler` how often the cache is wrong. [`store`] is what a tier must be able to do,
+//! `sampler` how often the cache is wrong. With the feature `macros`, `calls` is what functions that are
+//! `#[cached]` are made of. [`store`] is what a tier must be able to do,
 //! [`envelope`] how an entry looks there, [`key`] how a key does, [`clock`] where time comes from.
 
 #![forbid(unsafe_code)]
@@ -47,6 +48,9 @@ pub mod store;
 mod answer;
 mod bus;
 mod cache;
+#[cfg(feature = "macros")]
+mod calls;
+mod classes;
 mod codec;
 mod confirm;
 mod courier;
@@ -58,6 +62,7 @@ mod events;
 mod fence;
 mod fill;
 mod flight;
+mod frequency;
 mod glob;
 mod invalidation;
 mod larder;
@@ -75,6 +80,7 @@ mod read;
 mod registry;
 mod sampler;
 mod scope;
+mod sliding;
 mod stats;
 mod sync;
 mod tags;
@@ -88,6 +94,8 @@ pub use self::larder::{CacheBuilder, Larder, LarderBuilder, ShutdownReport};
 pub use answer::{Answer, Load, Loaded, Stale};
 pub use bus::BusStats;
 pub use cache::{Cache, Reader};
+#[cfg(feature = "macros")]
+pub use calls::CallKey;
 pub use clock::Clock;
 pub use codec::Codec;
 pub use courier::{Receipt, Token};
@@ -95,6 +103,8 @@ pub use entries::{Entries, Entry};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use invalidation::Invalidation;
 pub use key::{AsKey, CacheKey, Key, KeySink};
+#[cfg(feature = "macros")]
+pub use larder_macros::cached;
 pub use loading::{
     BatchLoader, Feed, Loader, LoadingCache, LoadingReader, Prefetch, PrefetchStats, Prefetching,
     RefreshAhead, RefreshAheadStats, Refreshing, Warm, WarmProgress, Warming,
@@ -109,3 +119,10 @@ pub use stats::CacheStats;
 pub use store::Store;
 pub use template::{Template, TemplateKind, TemplatePiece};
 pub use tier::{Delivery, TierHealth, TierStats};
+
+/// What `#[cached]` writes calls of. Not for calling by hand: it changes with the macro.
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod __macros {
+    pub use crate::calls::*;
+}

@@ -23,6 +23,7 @@ use crate::fill::{FillGuard, Landed, Origin};
 use crate::key::CacheKey;
 use crate::options::Isolation;
 use crate::policy::{self, Decision};
+use crate::sliding;
 use crate::stats::Count;
 use crate::store::{Fill, LeaseRequest, Leased, TagRecord};
 use crate::tags::{Tag, Today};
@@ -475,6 +476,12 @@ async fn promote<K, V>(
     V: Send + Sync + 'static,
 {
     let now = cache.clock().monotonic();
+    for hit in hits
+        .iter_mut()
+        .filter(|hit| hit.decision == Decision::Serve)
+    {
+        sliding::arrived(cache, &hit.fill, &mut hit.held);
+    }
     for above in (0..depth).rev() {
         let tier = &cache.tiers[above];
         let mut fills = Vec::new();
@@ -486,7 +493,7 @@ async fn promote<K, V>(
                 tier.count_too_large();
                 continue;
             }
-            let left = Duration::from_millis(held.times.dies_at().saturating_sub(now));
+            let left = Duration::from_millis(held.left_in_tiers(now));
             let (value, ttl) = cache.copy_for(above, without_lease(bytes), left);
             fills.push(Fill {
                 key: fill.store_key().clone(),

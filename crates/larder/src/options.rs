@@ -1,5 +1,6 @@
 //! How a cache behaves (about its entries) and how one call waits. Each option has one home.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::clock::{Millis, millis};
@@ -9,6 +10,8 @@ use crate::error::{Error, Result};
 
 /// A server keeps entries without TTL this long; every write renews it.
 pub(crate) const NO_TTL_ON_SERVER: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long an entry is fresh where nothing else was said.
+pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 /// No lifetime is longer, so that sums of times cannot overflow: about 100 years.
 pub(crate) const LONGEST: Millis = 100 * 365 * 24 * 3600 * 1000;
 
@@ -74,6 +77,24 @@ pub struct CacheOptions {
     /// The share of the TTL, 0 to 1, by which it is shortened at random, drawn once per fill, so
     /// that entries filled together do not expire together. Default 0.
     pub jitter: f64,
+    /// The same as a fixed length of time: up to so much of the TTL is taken off at random, with the
+    /// same draw as for `jitter` if both are set. At least 1 ms is left. Default 0.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::span"))]
+    pub jitter_up_to: Duration,
+    /// The TTL by its name in place of a number: one of those that
+    /// [`LarderBuilder::ttl_class`](crate::LarderBuilder::ttl_class) lists. Naming a class and setting
+    /// a `ttl` other than the default is an error. Default: none.
+    pub class: Option<String>,
+    /// Lets reads prolong an entry: `ttl` is then how long it lives without one, and this is how old
+    /// it may become at most, counted from its load. See
+    /// [`CacheBuilder::sliding`](crate::CacheBuilder::sliding). Default: reads prolong nothing.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
+    pub sliding: Option<Duration>,
+    /// The TTL by how often a key was asked for of late, from a shortest to a longest one, in place of
+    /// `ttl`. In configuration `"1m..1h"`. See
+    /// [`CacheBuilder::ttl_by_frequency`](crate::CacheBuilder::ttl_by_frequency). Default: none.
+    #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_spans"))]
+    pub ttl_by_frequency: Option<RangeInclusive<Duration>>,
     /// The share of its TTL, above 0 and below 1, behind which a read refreshes an entry in the
     /// background though it is fresh. Default: never.
     pub eager_refresh: Option<f64>,
@@ -142,8 +163,12 @@ impl Default for CacheOptions {
     fn default() -> Self {
         Self {
             version: 1,
-            ttl: Some(Duration::from_secs(3600)),
+            ttl: Some(DEFAULT_TTL),
             jitter: 0.0,
+            jitter_up_to: Duration::ZERO,
+            class: None,
+            sliding: None,
+            ttl_by_frequency: None,
             eager_refresh: None,
             xfetch: None,
             grace: Duration::ZERO,
@@ -201,6 +226,8 @@ impl CacheOptions {
                 "xfetch is {beta}; it is a number above 0, and 1 is usual"
             )));
         }
+        let sliding = self.check_sliding()?;
+        let ttl_by_frequency = self.check_frequency()?;
         if self.load_concurrency == 0 || self.load_concurrency > tokio::sync::Semaphore::MAX_PERMITS
         {
             return Err(Error::config(
@@ -219,6 +246,9 @@ impl CacheOptions {
             ttl: self.ttl.map_or(LONGEST, lifetime),
             no_ttl: self.ttl.is_none(),
             jitter: self.jitter,
+            jitter_up_to: lifetime(self.jitter_up_to),
+            sliding,
+            ttl_by_frequency,
             early: Early {
                 share: self.eager_refresh.unwrap_or(1.0),
                 beta: self.xfetch.unwrap_or(0.0),
@@ -238,12 +268,63 @@ impl CacheOptions {
     }
 }
 
+impl CacheOptions {
+    /// How old an entry may become that reads prolong.
+    fn check_sliding(&self) -> Result<Option<Millis>> {
+        let Some(most) = self.sliding else {
+            return Ok(None);
+        };
+        let problem = match self.ttl {
+            None => {
+                "sliding with no ttl; the ttl is how long an entry lives without a read, so set one"
+            }
+            Some(_) if most.is_zero() => {
+                "sliding is zero; it is how old an entry may become at most, so give the longest age \
+                 that you can bear"
+            }
+            Some(idle) if most < idle => {
+                "sliding is shorter than the ttl; it is how old an entry may become at most, and the \
+                 ttl how long it lives without a read: make the ttl shorter, or leave sliding out"
+            }
+            Some(_) => return Ok(Some(lifetime(most))),
+        };
+        Err(Error::config(problem))
+    }
+}
+
+impl CacheOptions {
+    /// The TTLs by frequency.
+    fn check_frequency(&self) -> Result<Option<RangeInclusive<Millis>>> {
+        let Some(ttls) = &self.ttl_by_frequency else {
+            return Ok(None);
+        };
+        let (least, most) = (*ttls.start(), *ttls.end());
+        let problem = if least.is_zero() {
+            "ttl_by_frequency begins at zero, so that nothing would be stored that is new; give the \
+             TTL of a key that was asked for once"
+        } else if least > most {
+            "ttl_by_frequency has a shortest TTL above the longest; give the shorter one first"
+        } else if self.sliding.is_some() {
+            "ttl_by_frequency and sliding are both set; either lets what is read live longer, so \
+             leave one of them out"
+        } else {
+            return Ok(Some(lifetime(least)..=lifetime(most)));
+        };
+        Err(Error::config(problem))
+    }
+}
+
 /// [`CacheOptions`] after parsing: milliseconds, clamped so that sums cannot overflow.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     pub ttl: Millis,
     pub no_ttl: bool,
     pub jitter: f64,
+    pub jitter_up_to: Millis,
+    /// How old an entry may become that reads prolong.
+    pub sliding: Option<Millis>,
+    /// From the TTL of a key that was just asked for the first time to that of a popular one.
+    pub ttl_by_frequency: Option<RangeInclusive<Millis>>,
     pub early: Early,
     pub grace: Millis,
     pub stale: Millis,
@@ -426,6 +507,7 @@ impl Read {
 
 #[cfg(feature = "config")]
 mod text {
+    use std::ops::RangeInclusive;
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, de::Error as _};
@@ -440,6 +522,18 @@ mod text {
         source: D,
     ) -> Result<Option<Duration>, D::Error> {
         span(source).map(Some)
+    }
+
+    pub(super) fn optional_spans<'de, D: Deserializer<'de>>(
+        source: D,
+    ) -> Result<Option<RangeInclusive<Duration>>, D::Error> {
+        let text = String::deserialize(source)?;
+        let (least, most) = text.split_once("..").ok_or_else(|| {
+            let form = "write the shortest and the longest with two dots between, as \"1m..1h\"";
+            D::Error::custom(format!("`{text}` is no range of durations; {form}"))
+        })?;
+        let span = |text: &str| parse_span(text.trim()).map_err(D::Error::custom);
+        Ok(Some(span(least)?..=span(most)?))
     }
 
     pub(super) fn span_or_none<'de, D: Deserializer<'de>>(

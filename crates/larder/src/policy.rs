@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::{Millis, millis};
-use crate::entry::Times;
+use crate::entry::{Slide, Times};
 use crate::fence::Standing;
 use crate::options::{Early, LONGEST, Rules, lifetime};
 
@@ -79,6 +79,34 @@ pub(crate) fn is_due(
     left <= reach * LONGEST_REACH && reach * -draw().ln() >= left
 }
 
+/// The times that a read gives to a fresh entry which slides; `None` where it leaves them as they are.
+///
+/// They move by at least a tenth of the idle time, so that hits seldom write, or to the end of all.
+pub(crate) fn renewed(times: &Times, slide: Slide, now: Millis) -> Option<Times> {
+    if !times.is_fresh(now) || slide.was_just_read(times.fresh_until, now) {
+        return None;
+    }
+    let fresh_until = slide.fresh_until(now);
+    (fresh_until > times.fresh_until).then(|| Times {
+        serve_until: u64::try_from(fresh_until)
+            .unwrap_or(0)
+            .min(slide.memory_until),
+        ..times.ending_at(fresh_until)
+    })
+}
+
+/// How long a tier keeps an entry that slides, from `now` on and without another read.
+///
+/// There it dies with its idle time, and has its grace behind the end of all alone: a tier cannot tell
+/// when it was read last, so what it kept longer than that would come back as fresh.
+pub(crate) fn time_in_tiers(idle: Millis, left: Millis, stale: Millis) -> Millis {
+    if idle < left {
+        idle
+    } else {
+        left.saturating_add(stale)
+    }
+}
+
 /// Above the largest `-ln` of a draw from 53 bits that is not zero, 53 ln 2.
 const LONGEST_REACH: f64 = 37.0;
 
@@ -96,6 +124,8 @@ pub(crate) fn may_stand_in(times: &Times, now: Millis, max_stale: Option<Duratio
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetimes {
     pub fresh: Millis,
+    /// Without a read, if reads prolong it and this is shorter than `fresh`.
+    pub idle: Option<Millis>,
     /// Behind `fresh`.
     pub grace: Millis,
     /// Behind `fresh`; never shorter than `grace`.
@@ -105,8 +135,10 @@ pub(crate) struct Lifetimes {
 impl Lifetimes {
     /// The same for an entry made from others that stay fresh so long.
     pub(crate) fn no_longer_than(self, sources: Option<Duration>) -> Self {
+        let fresh = sources.map_or(self.fresh, |sources| self.fresh.min(millis(sources)));
         Self {
-            fresh: sources.map_or(self.fresh, |sources| self.fresh.min(millis(sources))),
+            fresh,
+            idle: self.idle.filter(|idle| *idle < fresh),
             ..self
         }
     }
@@ -114,6 +146,7 @@ impl Lifetimes {
     /// Of what is not stored.
     pub(crate) const NONE: Self = Self {
         fresh: 0,
+        idle: None,
         grace: 0,
         stale: 0,
     };
@@ -144,10 +177,15 @@ pub(crate) fn lifetimes(
     if ttl == 0 {
         return None;
     }
-    let shortened = if ttl == LONGEST {
-        ttl
+    // What slides ends together at its greatest age, and without reads nobody loads it again.
+    let whole = match rules.sliding {
+        Some(most) if !absent => most,
+        _ => ttl,
+    };
+    let shortened = if whole == LONGEST {
+        whole
     } else {
-        shorten(ttl, rules.jitter * draw)
+        shorten(whole, rules, draw).max(1)
     };
     let (grace, stale) = match (absent, wishes.grace.map(lifetime)) {
         (true, _) => (0, 0),
@@ -155,15 +193,18 @@ pub(crate) fn lifetimes(
         (false, None) => (rules.grace, rules.stale),
     };
     Some(Lifetimes {
-        fresh: shortened.max(1),
+        fresh: shortened,
+        idle: Some(ttl).filter(|idle| *idle < shortened),
         grace,
         stale,
     })
 }
 
-fn shorten(ttl: Millis, share: f64) -> Millis {
+/// Takes the jitter off: a share of the TTL, and a length that has nothing to do with it.
+fn shorten(ttl: Millis, rules: &Rules, draw: f64) -> Millis {
+    let most = ttl as f64 * rules.jitter + rules.jitter_up_to as f64;
     // The cast saturates, and the product of two non-negative numbers is not negative.
-    ttl.saturating_sub((ttl as f64 * share) as Millis)
+    ttl.saturating_sub((most * draw) as Millis)
 }
 
 #[cfg(test)]
@@ -260,6 +301,26 @@ mod tests {
     }
 
     #[test]
+    fn a_fixed_spread_shortens_by_a_length_and_adds_to_the_share() {
+        let fresh = |ttl, jitter, spread, draw| {
+            let rules = rules(|o| {
+                o.ttl = ttl;
+                o.jitter = jitter;
+                o.jitter_up_to = Duration::from_millis(spread);
+            });
+            let lives = lifetimes(&rules, false, Wishes::default(), draw);
+            lives.unwrap().fresh
+        };
+        let second = Some(Duration::from_secs(1));
+        let each = |jitter, spread| [0.0, 0.5, 1.0].map(|draw| fresh(second, jitter, spread, draw));
+        assert_eq!(each(0.0, 300), [1000, 850, 700]);
+        assert_eq!(each(0.2, 300), [1000, 750, 500]);
+        assert_eq!(each(0.0, 1000), [1000, 500, 1]);
+        assert_eq!(each(1.0, u64::MAX), [1000, 1, 1]);
+        assert_eq!(fresh(None, 0.5, 300, 1.0), LONGEST);
+    }
+
+    #[test]
     fn zero_is_not_stored_a_fraction_is_a_millisecond_and_the_longest_is_clamped() {
         let ttl = |ttl| Wishes {
             ttl: Some(ttl),
@@ -271,6 +332,87 @@ mod tests {
         let fresh = |wish| lifetimes(&rules, false, wish, 0.5).unwrap().fresh;
         assert_eq!(fresh(ttl(Duration::from_nanos(1))), 1);
         assert_eq!(fresh(ttl(Duration::MAX)), LONGEST);
+    }
+
+    /// Filled at zero: an idle time of 100, 1,000 at most, and 600 in memory alone.
+    const SLIDE: Slide = Slide {
+        idle: 100,
+        ends_at: 1_000,
+        memory_until: 600,
+    };
+
+    fn fresh_until(fresh_until: i64) -> Times {
+        Times {
+            serve_until: (fresh_until as Millis).min(SLIDE.memory_until),
+            fresh_until,
+            grace_until: fresh_until as Millis + 10,
+            stale_until: fresh_until as Millis + 20,
+            ..Times::default()
+        }
+    }
+
+    #[test]
+    fn a_read_moves_all_ends_once_a_tenth_of_the_idle_time_is_over() {
+        let read = |ends, now| renewed(&fresh_until(ends), SLIDE, now);
+        assert_eq!(read(100, 9), None);
+        assert_eq!(read(100, 10), Some(fresh_until(110)));
+        assert_eq!(read(100, 99), Some(fresh_until(199)));
+        assert_eq!(read(100, 100), None, "stale");
+        assert_eq!(
+            read(560, 550).unwrap().serve_until,
+            600,
+            "as long as memory may"
+        );
+        assert_eq!(
+            read(960, 950),
+            Some(fresh_until(1_000)),
+            "to its greatest age"
+        );
+        assert_eq!(read(1_000, 950), None);
+        assert_eq!(read(1_000, 999), None);
+    }
+
+    #[test]
+    fn times_of_a_millisecond_slide_too() {
+        let slide = Slide { idle: 1, ..SLIDE };
+        assert_eq!(renewed(&fresh_until(1), slide, 0), None);
+        let slide = Slide { idle: 2, ..SLIDE };
+        assert_eq!(renewed(&fresh_until(2), slide, 1), Some(fresh_until(3)));
+    }
+
+    #[test]
+    fn a_tier_keeps_what_slides_for_its_idle_time_and_its_grace_at_the_end_alone() {
+        assert_eq!(time_in_tiers(100, 1_000, 50), 100);
+        assert_eq!(time_in_tiers(100, 101, 50), 100);
+        assert_eq!(time_in_tiers(100, 100, 50), 150);
+        assert_eq!(time_in_tiers(100, 10, 50), 60);
+        assert_eq!(time_in_tiers(100, 10, Millis::MAX), Millis::MAX);
+    }
+
+    #[test]
+    fn what_slides_has_its_idle_time_and_jitter_on_its_greatest_age() {
+        let rules = rules(|o| {
+            o.ttl = Some(Duration::from_millis(100));
+            o.sliding = Some(Duration::from_millis(1_000));
+            o.jitter_up_to = Duration::from_millis(950);
+            o.negative_ttl = Duration::from_millis(100);
+        });
+        let lives = |ttl: Option<u64>, draw| {
+            let ttl = ttl.map(Duration::from_millis);
+            let wishes = Wishes { ttl, grace: None };
+            let lives = lifetimes(&rules, false, wishes, draw).unwrap();
+            (lives.fresh, lives.idle)
+        };
+        assert_eq!(lives(None, 0.0), (1_000, Some(100)));
+        assert_eq!(lives(None, 0.5), (525, Some(100)));
+        assert_eq!(lives(None, 1.0), (50, None), "over before it could be idle");
+        assert_eq!(lives(Some(200), 0.0), (1_000, Some(200)));
+        assert_eq!(lives(Some(2_000), 0.0), (1_000, None));
+        let absent = lifetimes(&rules, true, Wishes::default(), 0.0).unwrap();
+        assert_eq!((absent.fresh, absent.idle), (100, None));
+        let whole = lifetimes(&rules, false, Wishes::default(), 0.0).unwrap();
+        let of_sources = whole.no_longer_than(Some(Duration::from_millis(60)));
+        assert_eq!((of_sources.fresh, of_sources.idle), (60, None));
     }
 
     const TTL: Millis = 100_000;

@@ -204,6 +204,14 @@ pub(crate) async fn inherit<F: Future>(work: F) -> (F::Output, Inherited) {
         .await
 }
 
+/// Runs `work` in a scope of its own, in this thread.
+pub(crate) fn inherit_now<T>(work: impl FnOnce() -> T) -> (T, Inherited) {
+    SCOPE.sync_scope(RefCell::default(), || {
+        let output = work();
+        (output, SCOPE.with(RefCell::take))
+    })
+}
+
 /// Whether anybody collects what is read here.
 #[inline]
 pub(crate) fn is_open() -> bool {

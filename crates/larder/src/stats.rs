@@ -26,9 +26,10 @@ pub(crate) enum Count {
     Heard,
     Unverified,
     Confirmed,
+    NotProlonged,
 }
 
-const KINDS: usize = Count::Confirmed as usize + 1;
+const KINDS: usize = Count::NotProlonged as usize + 1;
 const STRIPES: usize = 16;
 
 /// One stripe, on cache lines of its own.
@@ -89,6 +90,7 @@ impl Counters {
             heard: self.sum(Count::Heard),
             unverified: self.sum(Count::Unverified),
             confirmed: self.sum(Count::Confirmed),
+            not_prolonged: self.sum(Count::NotProlonged),
             ..CacheStats::default()
         }
     }
@@ -159,6 +161,9 @@ pub struct CacheStats {
     pub unverified: u64,
     /// Lookups of suspect entries in memory that the lowest tier confirmed, without sending the value.
     pub confirmed: u64,
+    /// Reads that should have prolonged an entry in the tiers and did not, because thousands of others
+    /// were waiting for that. See [`CacheBuilder::sliding`](crate::CacheBuilder::sliding).
+    pub not_prolonged: u64,
     /// Entries in memory now, dead ones that were not swept yet included.
     pub entries: u64,
     /// The weight of the entries in memory now: bytes, or entries where those are the bound.

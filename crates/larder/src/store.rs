@@ -104,6 +104,22 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Any TTL is taken: below one millisecond is one, and the longest is what the store can keep.
     fn set<'a>(&'a self, writes: &'a [Write]) -> BoxFuture<'a, StoreResult<Vec<Filled>>>;
 
+    /// Keeps each value, and each record of a tag, for at least `ttl` from now on, as if it had been
+    /// written again with that: for entries that live as long as somebody reads them.
+    ///
+    /// Nothing is kept shorter than before, nothing under a key changes, and no lease: neither whether
+    /// it is held nor how long. Absent keys are left absent. What is no value is left alone: a
+    /// placeholder, whose time is that of its lease or of the minimum version in it, and what has no
+    /// time to live. Times are as for [`Store::set`].
+    ///
+    /// By default it is [`StoreError::unsupported`]: then entries die in this store with the time
+    /// that they were written with, however often they are read, and the next read loads them anew.
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        let _unused = (keys, ttl);
+        let error = StoreError::unsupported("this store does not prolong what it keeps");
+        Box::pin(std::future::ready(Err(error)))
+    }
+
     /// Makes each value stale without removing it, and voids leases on it: as
     /// [`Header::expired_at`](crate::envelope::Header::expired_at) says. It is stale at once, whatever
     /// clocks say; `wall` is only where its grace begins, and one that was stale before keeps that.

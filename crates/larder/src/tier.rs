@@ -252,6 +252,16 @@ impl Tier {
         self.ask(budget, self.store.release(keys, token)).await
     }
 
+    /// Has the store keep what is under the keys for at least `ttl` from now on.
+    pub(crate) async fn touch(
+        self: &Arc<Self>,
+        budget: &mut Budget,
+        keys: &[Bytes],
+        ttl: Duration,
+    ) -> Result<(), Unserved> {
+        self.ask(budget, self.store.touch(keys, ttl)).await
+    }
+
     /// Waits until the lease of somebody else on one of the keys may be gone; `false` if the store
     /// cannot tell. Nothing is learned from how it went: the next operation finds out.
     pub(crate) async fn changed(&self, keys: &[Bytes]) -> bool {

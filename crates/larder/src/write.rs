@@ -30,18 +30,18 @@ use tokio::sync::oneshot;
 use crate::answer::{Content, Keep, Loaded};
 use crate::cache::Inner;
 use crate::courier::{Errand, Receipt};
-use crate::entry::{Details, FillId, Held, Times};
+use crate::entry::{Details, FillId, Held, Slide, Times};
 use crate::envelope::{self, Expect, Header, Label, Payload};
 use crate::epoch::Moment;
 use crate::error::{Error, Result};
-use crate::fence::Standing;
+use crate::fence::{Mark, Standing};
 use crate::fill::{FillGuard, Landed, Origin};
 use crate::glob::Glob;
 use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
 use crate::memory::{Inserted, Placement, Walk};
 use crate::options::NO_TTL_ON_SERVER;
-use crate::policy::{self, Decision, Lifetimes};
+use crate::policy::{self, Decision, Lifetimes, Wishes};
 use crate::progress::Watcher;
 use crate::scope::Inherited;
 use crate::stats::Count;
@@ -417,6 +417,7 @@ where
     if let Some(problem) = loaded.problem {
         return Err(Error::config(problem));
     }
+    let wishes = wishes(cache, loaded.wishes, loaded.class.as_deref())?;
     let not_modified = matches!(loaded.content, Content::NotModified);
     let shown = shown.filter(|_| not_modified);
     let known = shown.and_then(|held| held.details.as_deref());
@@ -427,7 +428,18 @@ where
         Content::NotModified => shown.ok_or_else(Error::nothing_to_renew)?.value.clone(),
     };
     let rules = &cache.rules;
-    let lives = policy::lifetimes(rules, value.is_none(), loaded.wishes, fastrand::f64());
+    let wishes = match &cache.frequency {
+        Some(frequency) if wishes.ttl.is_none() && value.is_some() => {
+            let now = cache.clock().monotonic();
+            let ttl = frequency.ttl(cache.memory.hash(key), now);
+            Wishes {
+                ttl: Some(Duration::from_millis(ttl)),
+                ..wishes
+            }
+        }
+        _ => wishes,
+    };
+    let lives = policy::lifetimes(rules, value.is_none(), wishes, fastrand::f64());
     let inherits_too_much = loaded.inherited.too_many || names.len() > MAX_TAGS;
     let lives = lives
         .filter(|_| loaded.keep == Keep::Store && !inherits_too_much)
@@ -441,6 +453,8 @@ where
         .shared
         .tags
         .admit(names.iter().map(|name| &**name), began);
+    let now = cache.clock().recent();
+    let slide = Slide::from_now(now, kept.idle, kept.fresh, cache.memory_ttl);
     let label = Label {
         fill_id: fastrand::u128(..).to_be_bytes(),
         created: cache.clock().wall(),
@@ -448,6 +462,7 @@ where
         fresh_for: kept.fresh,
         grace_for: kept.grace,
         stale_for: kept.stale,
+        idle_for: slide.map(|slide| slide.idle),
         version: loaded.version.or_else(|| known?.version),
         etag: loaded.etag.or_else(|| known?.etag.clone()),
         last_modified: loaded.last_modified.or_else(|| known?.last_modified),
@@ -467,18 +482,40 @@ where
     };
     let held = Held {
         value,
-        times: Times::from_now(cache.clock().recent(), kept, cache.memory_ttl),
+        times: Times::from_now(now, kept, cache.memory_ttl),
         stamp: AtomicU64::new(began.stamp),
         load_ms: u32::try_from(load_ms).unwrap_or(u32::MAX),
         encoded_len: u32::try_from(encoded_len).unwrap_or(u32::MAX),
         fill_id: sealed.is_some().then(|| FillId::of(&label.fill_id)),
-        details: Details::of(label, tags),
+        details: Details::of(label, tags, slide),
     };
     Ok(Entry {
         held,
         keep,
         sealed,
         refused,
+    })
+}
+
+/// What the loader wants of lifetimes, with the TTL of the class that it names.
+fn wishes<K, V>(cache: &Inner<K, V>, wishes: Wishes, class: Option<&str>) -> Result<Wishes>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let Some(class) = class else {
+        return Ok(wishes);
+    };
+    if wishes.ttl.is_some() {
+        return Err(Error::config(format!(
+            "an entry of cache `{}` has a ttl and the TTL class `{class}`; leave one of them out",
+            cache.name
+        )));
+    }
+    let ttl = cache.shared.classes.ttl(class).map_err(Error::config)?;
+    Ok(Wishes {
+        ttl: Some(ttl),
+        ..wishes
     })
 }
 
@@ -556,7 +593,11 @@ where
     // in use before would bring back what was invalidated with it.
     let versions: Vec<u64> = (0..=tags.len()).map(|_| fastrand::u64(..)).collect();
     let envelope = envelope::seal(expect, label, &versions, payload, cache.rules.compress_over);
-    let lives = Duration::from_millis(label.fresh_for.saturating_add(label.stale_for));
+    let (fresh, stale) = (label.fresh_for, label.stale_for);
+    let lives = Duration::from_millis(match label.idle_for {
+        Some(idle) => policy::time_in_tiers(idle, fresh, stale),
+        None => fresh.saturating_add(stale),
+    });
     let ttl = if cache.rules.no_ttl {
         lives.min(NO_TTL_ON_SERVER)
     } else {
@@ -757,6 +798,42 @@ where
         .tags
         .invalidate_dependents(&cache.name, logical);
     stored
+}
+
+/// Stores in memory what a load without a flight found, if nothing happened to its key since `mark`,
+/// and says what became of it. `None` for what cannot be an entry: a key that is empty or too long,
+/// tags that are none.
+pub(crate) fn keep_in_memory<K, V, Q>(
+    cache: &Inner<K, V>,
+    mark: Mark,
+    key: &Q,
+    loaded: Loaded<V>,
+    load_ms: u64,
+) -> Option<Landed<V>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let store_key = key::encode(&cache.prefix, key).ok()?;
+    let (key, hash, began) = (key.to_owned(), cache.memory.hash(key), mark.began());
+    let entry = make(cache, &key, &store_key, loaded, None, began, load_ms).ok()?;
+    let held = entry.held;
+    if entry.refused {
+        cache.count(Count::Fenced, 1);
+        return Some(Landed::refused(held, began));
+    }
+    if entry.keep == Keep::NoStore {
+        return Some(Landed::not_stored(held));
+    }
+    let (weight, version) = (cache.weigh(&key, store_key.len(), &held), held.version());
+    let inserted = store(cache, hash, &key, held.clone(), weight, |there| {
+        cache.fence.holds(mark) && there.is_none_or(|there| there.gives_way_to(version))
+    });
+    Some(match inserted {
+        Inserted::NotAdmitted => Landed::fenced(held),
+        _ => Landed::fresh(held, Origin::Loader),
+    })
 }
 
 /// Fences the key off and drops it from memory.

@@ -311,3 +311,30 @@ async fn a_loader_that_asks_for_its_own_key_among_others_gets_an_error() {
     let error = soon(cache.get_or_load(&1, load)).await.unwrap_err();
     assert!(format!("{error:?}").contains("Reentered"), "{error:?}");
 }
+
+/// Each level is a future that holds the next one: the whole must not grow with every layer of the
+/// engine that it passes, or it does not fit a thread's stack.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::large_futures, reason = "that is what is tried")]
+async fn loaders_within_loaders_fit_the_stack() {
+    let (larder, _clock) = larder("t");
+    let cache: Numbers = larder.cache("c").build().unwrap();
+    let [one, two, three, four] = std::array::from_fn(|_| cache.clone());
+    let heavy = [7_u64; 2_000];
+    let load = move |_| async move {
+        let load = move |_| async move {
+            let load = move |_| async move {
+                let load = move |_| async move {
+                    four.get_or_load(&5, move |_| found(heavy[3]))
+                        .await
+                        .map(|v| *v)
+                };
+                three.get_or_load(&4, load).await.map(|value| *value)
+            };
+            two.get_or_load(&3, load).await.map(|value| *value)
+        };
+        one.get_or_load(&2, load).await.map(|value| *value)
+    };
+    let task = tokio::spawn(async move { cache.get_or_load(&1, load).await.map(|value| *value) });
+    assert_eq!(soon(task).await.unwrap().unwrap(), 7);
+}

@@ -349,7 +349,7 @@ impl Subject {
     }
 
     /// Waits until what was written for [`SHORT`] before this call is gone.
-    async fn outlast_short_values(&self) {
+    pub(super) async fn outlast_short_values(&self) {
         let probe = self.key("probe of the time to live");
         self.set_for(&probe, &self.fresh("v"), SHORT).await;
         self.pass(SHORT);

@@ -62,6 +62,16 @@ enum Flaw {
     DeletesOnlyValues,
     IgnoresTimesToLive,
     ErrsOnLongTimes,
+    TouchesInVain,
+    TouchesValuesAlone,
+    TouchShortens,
+    TouchErrsOnEmptyBatches,
+    TouchAdds,
+    TouchEndsLeases,
+    TouchProlongsLeases,
+    TouchProlongsPlaceholders,
+    TouchErrsOnLongTimes,
+    TouchesAThousand,
     SweepsBySegment,
     SweepsByPattern,
     SweepsAThousand,
@@ -341,6 +351,29 @@ impl Store for Broken {
         })
     }
 
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        Box::pin(async move {
+            let keys = self.keys(keys);
+            match self.flaw {
+                Flaw::TouchesInVain => return Ok(()),
+                Flaw::TouchesAThousand => {
+                    return self.store.touch(&keys[..keys.len().min(1_000)], ttl).await;
+                }
+                Flaw::TouchErrsOnEmptyBatches if keys.is_empty() => {
+                    return Err(StoreError::refused("ERR wrong number of arguments"));
+                }
+                Flaw::TouchErrsOnLongTimes if ttl > EVER => {
+                    return Err(StoreError::refused("ERR invalid expire time"));
+                }
+                _ => {}
+            }
+            for key in &keys {
+                self.touch_one(key, ttl).await?;
+            }
+            Ok(())
+        })
+    }
+
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             if self.is(Flaw::ExpireDeletes) {
@@ -526,6 +559,40 @@ impl Broken {
         Ok(filled)
     }
 
+    async fn touch_one(&self, key: &Bytes, ttl: Duration) -> StoreResult<()> {
+        let (raw, header) = (self.raw(key).await, self.header(key).await);
+        let leased = header.filter(|header| header.lease.is_some());
+        match (self.flaw, raw, leased) {
+            (Flaw::TouchesValuesAlone, Some(raw), _) if raw.len() < Header::LEN => return Ok(()),
+            (Flaw::TouchShortens, Some(raw), _) => {
+                return self.put(key, raw, ttl).await.map(drop);
+            }
+            (Flaw::TouchProlongsPlaceholders, Some(raw), _) if raw.len() == Header::LEN => {
+                return self.put(key, raw, ttl).await.map(drop);
+            }
+            (Flaw::TouchAdds, None, _) => {
+                return self
+                    .put(key, Bytes::from_static(b"here"), ttl)
+                    .await
+                    .map(drop);
+            }
+            (Flaw::TouchEndsLeases, Some(_), Some(header)) => {
+                let token = header.lease.unwrap_or_else(LeaseToken::random);
+                self.store.release(std::slice::from_ref(key), token).await?;
+            }
+            (Flaw::TouchProlongsLeases, Some(raw), Some(header)) if raw.len() > Header::LEN => {
+                let header = Header {
+                    lease_until: u64::MAX,
+                    ..header
+                };
+                let value = [&header.to_bytes()[..], &raw[Header::LEN..]].concat();
+                return self.put(key, value.into(), ttl).await.map(drop);
+            }
+            _ => {}
+        }
+        self.store.touch(std::slice::from_ref(key), ttl).await
+    }
+
     async fn lease_in_two_steps(
         &self,
         keys: &[Bytes],
@@ -671,6 +738,12 @@ crate::finds! {
     delete_removes_values_and_leases: DeletesOnlyValues DeleteKeepsLeases;
     a_value_is_gone_when_its_time_to_live_is_over: IgnoresTimesToLive;
     extreme_times_are_taken: ErrsOnLongTimes;
+    // Keeping what is read
+    touch_prolongs_values_and_records: TouchesInVain TouchesValuesAlone;
+    touch_never_shortens_and_adds_nothing: TouchShortens TouchErrsOnEmptyBatches TouchAdds;
+    touch_leaves_leases_as_they_are: TouchEndsLeases TouchProlongsLeases;
+    touch_leaves_placeholders_alone: TouchProlongsPlaceholders;
+    touch_takes_extreme_times_and_many_keys: TouchErrsOnLongTimes TouchesAThousand;
     // Removing by prefix
     sweep_removes_its_prefix_and_nothing_else: SweepsBySegment MiscountsSweeps;
     sweep_takes_its_prefix_literally: SweepsByPattern;

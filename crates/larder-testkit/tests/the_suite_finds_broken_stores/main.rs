@@ -43,6 +43,7 @@ fn every_property_is_in_the_suite_and_has_a_store_that_breaks_it() {
         include_str!("../../src/store_suite/filling.rs"),
         include_str!("../../src/store_suite/releasing.rs"),
         include_str!("../../src/store_suite/writing.rs"),
+        include_str!("../../src/store_suite/touching.rs"),
         include_str!("../../src/store_suite/versioning.rs"),
         include_str!("../../src/store_suite/counting.rs"),
         include_str!("../../src/store_suite/tagging.rs"),

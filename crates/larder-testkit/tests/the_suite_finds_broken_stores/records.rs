@@ -255,6 +255,10 @@ impl Store for Broken {
         })
     }
 
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        self.store.touch(keys, ttl)
+    }
+
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {
         Box::pin(async move {
             for key in keys {

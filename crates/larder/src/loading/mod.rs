@@ -360,7 +360,8 @@ where
     /// refreshed. A refresh is the same as any other: one load for all, under the lease of the key in
     /// the shared tier, so that of several processes one does it.
     ///
-    /// Every read of this cache pays a few nanoseconds for it, whether it finds anything or not.
+    /// Every read of this cache pays for it with a look at a small table, and one of
+    /// [several](RefreshAhead::sample) with a note in the sketch.
     ///
     /// # Errors
     ///

@@ -8,8 +8,12 @@ use crate::clock::Millis;
 /// The index that stands for "no slot".
 pub(super) const NIL: u32 = u32::MAX;
 
-/// Slots in one chunk. Growing allocates one chunk and moves no slot but those of the first.
-const CHUNK: usize = 128;
+/// Slots in one chunk: enough that the list of chunks of a large table stays in the processor's
+/// caches, and so few that none takes long to move as it grows.
+const CHUNK: usize = 1024;
+
+/// A chunk grows and shrinks by this many slots, or by a quarter of it.
+const STEP: usize = 128;
 
 /// One entry: what the caller gave, and 24 bytes of what the cache needs to know about it.
 #[derive(Debug)]
@@ -190,8 +194,8 @@ impl Deadline {
 /// than it once did gives the memory back, and a walk over it meets entries only.
 #[derive(Debug)]
 pub(super) struct Slab<K, T> {
-    /// All but the last two are full; the last may be an empty spare, so that a shard at a
-    /// chunk's edge does not allocate and free in turn.
+    /// All but the last two are full; the last may be an empty spare of some slots, so that a shard at
+    /// a chunk's edge does not allocate and free in turn.
     chunks: Vec<Vec<Slot<K, T>>>,
     len: u32,
 }
@@ -218,11 +222,15 @@ impl<K, T> Slab<K, T> {
         let at = self.len;
         let chunk = at as usize / CHUNK;
         if chunk == self.chunks.len() {
-            // The first chunk grows as it fills, because many caches are small.
-            let room = if chunk == 0 { 0 } else { CHUNK };
-            self.chunks.push(Vec::with_capacity(room));
+            self.chunks.push(Vec::new());
         }
-        self.chunks[chunk].push(slot);
+        let slots = &mut self.chunks[chunk];
+        // The first slots of the first chunk are let grow as they like, because many caches are small.
+        if slots.len() == slots.capacity() && (chunk > 0 || slots.len() >= STEP) {
+            let step = STEP.max(slots.len() / 4);
+            slots.reserve_exact(step.min(CHUNK - slots.len()));
+        }
+        slots.push(slot);
         self.len += 1;
         at
     }
@@ -262,7 +270,13 @@ impl<K, T> Slab<K, T> {
     fn pop(&mut self) -> Slot<K, T> {
         self.len -= 1;
         let chunk = self.len as usize / CHUNK;
-        let slot = self.chunks[chunk].pop().expect("the last slot exists");
+        let slots = &mut self.chunks[chunk];
+        let slot = slots.pop().expect("the last slot exists");
+        // What is far too large is cut to what it would have grown to.
+        let room = slots.len() + STEP.max(slots.len() / 4);
+        if slots.capacity() > room + STEP {
+            slots.shrink_to(room);
+        }
         // One spare chunk beyond the one just popped from may stay.
         self.chunks.truncate(chunk + 2);
         slot

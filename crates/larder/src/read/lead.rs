@@ -307,7 +307,9 @@ where
     A: Answer<V>,
     E: Into<BoxError> + Send + 'static,
 {
-    let answer = load(given);
+    // In a box: a loader that asks caches is part of a future that is a loader itself, and each layer
+    // between them would move all that is inside.
+    let answer = Box::pin(load(given));
     async move {
         let (answer, inherited) = scope::inherit(answer).await;
         let mut loaded = answer.map_err(Into::into)?.into_loaded();
@@ -334,7 +336,7 @@ where
         .iter()
         .filter_map(|fill| fill.key().cloned())
         .collect();
-    let answers = load(keys.clone());
+    let answers = Box::pin(load(keys.clone()));
     async move {
         let (answers, inherited) = scope::inherit(answers).await;
         let answers = answers.map_err(Into::into)?.into_iter();

@@ -14,6 +14,7 @@
 //! ```
 
 pub(crate) mod ahead;
+mod alone;
 mod call;
 mod lead;
 mod probe;
@@ -38,6 +39,7 @@ use crate::store::LeaseToken;
 use crate::tier::{Budget, within};
 use crate::write;
 
+pub(crate) use self::alone::load_in_memory;
 pub(crate) use self::call::Unfit;
 pub(crate) use self::probe::{Reply, Story};
 

@@ -13,6 +13,7 @@ use crate::options::{Early, Isolation, Read, Tiers};
 use crate::outcome::{Reason, State};
 use crate::policy::{self, Decision};
 use crate::scope;
+use crate::sliding;
 use crate::stats::Count;
 
 /// The answer to a read, with what is needed to tell its story.
@@ -75,20 +76,29 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
+    let now = cache.clock().recent();
+    if let Some(frequency) = &cache.frequency {
+        frequency.note(hash, now);
+    }
     if read.tiers == Tiers::Shared {
         return Probe::Fetch(Reason::SkippedMemory);
     }
-    let now = cache.clock().recent();
     let mut probed = Probe::Fetch(Reason::NotInMemory);
-    let mut sources = None;
+    let (mut sources, mut prolongs) = (None, false);
     // Written in place: an answer that is passed back through the table is moved at every step.
     cache.memory.get(hash, key, now, |held| {
         let standing = cache.fence.standing(held, now);
         probed = verdict(held, standing, now, read, cache.rules.early);
+        if cache.rules.sliding.is_some() && !matches!(probed, Probe::Fetch(_)) {
+            prolongs = sliding::is_due(held, now);
+        }
         if !matches!(probed, Probe::Fetch(_)) && scope::is_open() {
             sources = Some((held.tags().to_vec(), held.times.remaining(now)));
         }
     });
+    if prolongs {
+        sliding::prolong(cache, hash, key, now);
+    }
     if let Some((tags, fresh_for)) = sources {
         note_source(cache, key, tags, fresh_for);
         note_memory_alone(cache);
@@ -125,7 +135,8 @@ fn verdict<V>(
 }
 
 fn is_due<V>(held: &Held<V>, early: Early, now: Millis) -> bool {
-    held.value.is_some() && policy::is_due(early, &held.times, held.load_ms, now, policy::draw)
+    held.value.is_some()
+        && policy::is_due(early, &held.times_of_all(), held.load_ms, now, policy::draw)
 }
 
 /// What memory holds now, fresh or stale, and what it is worth. Whoever uses it in the name of a

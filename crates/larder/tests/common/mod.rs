@@ -241,6 +241,10 @@ impl<S: Store> Store for Wobbly<S> {
         self.meet(self.store.set(writes))
     }
 
+    fn touch<'a>(&'a self, keys: &'a [Bytes], ttl: Duration) -> BoxFuture<'a, StoreResult<()>> {
+        self.meet(self.store.touch(keys, ttl))
+    }
+
     fn expire<'a>(&'a self, keys: &'a [Bytes], wall: Millis) -> BoxFuture<'a, StoreResult<()>> {
         self.meet(self.store.expire(keys, wall))
     }

@@ -1,0 +1,122 @@
+//! Loads in memory alone: no runtime, no flight, and the fence all the same.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::cell::Cell;
+use std::io;
+use std::time::Duration;
+
+use larder::{Cache, Larder};
+
+fn squares() -> Cache<u64, u64> {
+    Larder::local().cache("squares").in_memory().unwrap()
+}
+
+fn found(value: u64) -> impl FnOnce() -> io::Result<u64> {
+    move || Ok(value)
+}
+
+fn never() -> io::Result<u64> {
+    panic!("there was something in memory")
+}
+
+fn failed() -> io::Result<u64> {
+    Err(io::Error::other("no route"))
+}
+
+#[test]
+fn a_value_is_loaded_once_and_counted_as_a_miss_and_a_hit() {
+    let cache = squares();
+    assert_eq!(*cache.get_or_load_in_memory(&7, found(49)).unwrap(), 49);
+    assert_eq!(*cache.get_or_load_in_memory(&7, never).unwrap(), 49);
+    let stats = cache.stats();
+    assert_eq!((stats.misses, stats.hits_memory, stats.loads), (1, 1, 1));
+}
+
+#[test]
+fn an_error_is_the_callers_and_is_not_kept() {
+    let cache = squares();
+    let error = cache.get_or_load_in_memory(&7, failed).unwrap_err();
+    assert_eq!(error.to_string(), "no route");
+    assert_eq!(*cache.get_or_load_in_memory(&7, found(49)).unwrap(), 49);
+    let stats = cache.stats();
+    assert_eq!((stats.failed, stats.load_errors), (1, 1));
+}
+
+#[test]
+fn what_is_invalidated_written_or_cleared_during_a_load_is_given_and_not_kept() {
+    let during: [fn(&Cache<u64, u64>); 3] = [
+        |cache| cache.invalidate_in_memory(&7),
+        |cache| cache.set_in_memory(7, 50).unwrap(),
+        Cache::clear_in_memory,
+    ];
+    for (happens, after) in during.into_iter().zip([None, Some(50), None]) {
+        let cache = squares();
+        let old = cache.get_or_load_in_memory(&7, || {
+            happens(&cache);
+            found(49)()
+        });
+        assert_eq!(*old.unwrap(), 49);
+        assert_eq!(cache.get_in_memory(&7).as_deref().copied(), after);
+        assert_eq!(cache.stats().fenced, 1);
+    }
+}
+
+#[test]
+fn a_stale_value_is_loaded_anew_and_stands_in_for_a_load_that_fails() {
+    let (larder, clock) = larder_testkit::larder("t");
+    let cache: Cache<u64, u64> = larder
+        .cache("c")
+        .ttl("10s")
+        .grace("1h")
+        .in_memory()
+        .unwrap();
+    cache.set_in_memory(7, 1).unwrap();
+    clock.advance(Duration::from_secs(11));
+    assert_eq!(*cache.get_or_load_in_memory(&7, failed).unwrap(), 1);
+    assert_eq!(cache.stats().stood_in, 1);
+    assert_eq!(*cache.get_or_load_in_memory(&7, found(2)).unwrap(), 2);
+    assert_eq!(*cache.get_or_load_in_memory(&7, never).unwrap(), 2);
+    clock.advance(Duration::from_secs(2 * 3600));
+    assert!(cache.get_or_load_in_memory(&7, failed).is_err());
+}
+
+#[test]
+fn a_load_depends_on_what_it_reads() {
+    let larder = Larder::local();
+    let prices: Cache<u64, u64> = larder.cache("price").in_memory().unwrap();
+    let totals: Cache<u64, u64> = larder.cache("total").in_memory().unwrap();
+    let grand: Cache<u64, u64> = larder.cache("grand").in_memory().unwrap();
+    let price = Cell::new(3);
+    let total = || {
+        totals.get_or_load_in_memory(&1, || {
+            let price = prices.get_or_load_in_memory(&7, found(price.get()))?;
+            Ok::<_, io::Error>(*price * 2)
+        })
+    };
+    let all = || grand.get_or_load_in_memory(&1, || Ok::<_, io::Error>(*total()? + 1));
+    assert_eq!(*all().unwrap(), 7);
+    price.set(5);
+    prices.set_in_memory(7, 5).unwrap();
+    assert_eq!(*all().unwrap(), 11, "the price was written");
+    prices.clear_in_memory();
+    price.set(6);
+    assert_eq!(*all().unwrap(), 13, "the prices were cleared");
+}
+
+#[test]
+fn a_key_that_cannot_be_stored_is_loaded_each_time() {
+    let cache: Cache<String, u64> = Larder::local().cache("c").in_memory().unwrap();
+    for value in [1, 2] {
+        let loaded = cache.get_or_load_in_memory("", found(value)).unwrap();
+        assert_eq!(*loaded, value);
+    }
+}
+
+#[test]
+fn a_panic_passes_through_and_leaves_nothing() {
+    let cache = squares();
+    let load = std::panic::AssertUnwindSafe(|| cache.get_or_load_in_memory(&7, never));
+    assert!(std::panic::catch_unwind(load).is_err());
+    assert_eq!(*cache.get_or_load_in_memory(&7, found(49)).unwrap(), 49);
+}
