@@ -9,13 +9,15 @@
 //! - `hit` and `insert`, of `larder`, its `engine`, `moka`, `quick_cache` and the `floor`, as in
 //!   `hit-moka`: tables as the benchmark `memory` has them; inserts are of new keys into a full one
 //! - `memory`, `memory-tagged`: `get_or_load` of a cache above Redis that memory answers
+//! - `memory-popular`, `memory-predicted`: the same while popular keys are refreshed ahead, and while
+//!   two keys that take turns are learned for prefetching
 //! - `sliding`, `frequency`: the same of a cache whose entries slide, or whose TTLs go by use
 //! - `redis`, `tagged`: the same past memory, and `bare` a GET alone
 
 use std::hint::black_box;
 use std::sync::Arc;
 
-use larder::{Cache, Larder, Loaded, Read, Tiers};
+use larder::{Cache, Larder, Loaded, Prefetch, Read, RefreshAhead, Tiers};
 use larder_bench::Result;
 use larder_bench::tables::{self, Floor, Table};
 use larder_bench::workload::Page;
@@ -97,17 +99,31 @@ async fn in_cache(what: &str, reads: usize) -> Result<()> {
     let key = "page:00000000".to_owned();
     let (tiers, tags): (_, &[&str]) = match what {
         "memory" | "sliding" | "frequency" => (Tiers::All, &[]),
+        "memory-popular" | "memory-predicted" => (Tiers::All, &[]),
         "memory-tagged" => (Tiers::All, &["one", "two"]),
         "redis" => (Tiers::Shared, &[]),
         "tagged" => (Tiers::Shared, &["one", "two"]),
         _ => return Err(format!("`{what}` cannot be counted").into()),
     };
-    let load = |_| async move { Result::Ok(Loaded::value(Page::of(0)).tags(tags.iter().copied())) };
+    let load =
+        move |_| async move { Result::Ok(Loaded::value(Page::of(0)).tags(tags.iter().copied())) };
     cache.get_or_load(&key, load).await?;
+    let loading = cache.loading_with(load);
+    let _ahead = (what == "memory-popular")
+        .then(|| loading.refresh_ahead(RefreshAhead::default()))
+        .transpose()?;
+    let _next = (what == "memory-predicted")
+        .then(|| loading.prefetch(Prefetch::default()))
+        .transpose()?;
+    let mut keys = vec![key];
+    if what == "memory-predicted" {
+        keys.push("page:00000001".to_owned());
+        loading.get(&keys[1]).await?;
+    }
     let reader = cache.with(Read::new().tiers(tiers));
-    for _ in 0..reads {
+    for key in keys.iter().cycle().take(reads) {
         let held = reader
-            .get_or_load(&key, |_| async { Result::<Page>::Err("it is held".into()) })
+            .get_or_load(key, |_| async { Result::<Page>::Err("it is held".into()) })
             .await?;
         drop(held);
     }

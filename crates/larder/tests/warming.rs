@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Poll;
 
 use common::{another_process, secs, soon, until, with_tier};
-use larder::{BatchLoader, Cache, Error, ErrorKind, Feed, Load, Loaded, LoadingCache, Policy};
+use larder::{
+    BatchLoader, Cache, Error, ErrorKind, Feed, Load, Loaded, LoadingCache, Policy, RefreshAhead,
+};
 use larder_testkit::{Gate, LoadCounter, larder, seeds, settle};
 use tokio::sync::mpsc;
 
@@ -404,6 +406,40 @@ async fn the_hottest_keys_of_the_last_process_warm_the_next_one() {
     let hottest_first: Vec<u64> = (90..100).rev().collect();
     assert_eq!(*asked.lock().unwrap(), hottest_first);
     assert_eq!(cache.save_hot(place.file(), 0).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn popular_keys_are_the_hottest_where_account_is_kept() {
+    let place = Place::new();
+    let (larder, _clock) = larder("t");
+    let cache: Cache<u64, u64> = larder.cache("c").policy(Policy::Fifo).build().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let loading = cache.loading_with({
+        let asked = Arc::clone(&asked);
+        move |load: Load<u64, u64>| {
+            asked.lock().unwrap().push(*load.key());
+            std::future::ready(Ok::<_, io::Error>(*load.key()))
+        }
+    });
+    let options = RefreshAhead {
+        sample: 1,
+        ..RefreshAhead::default()
+    };
+    let _refreshing = loading.refresh_ahead(options).unwrap();
+    for key in 0..100 {
+        cache.set_in_memory(key, key).unwrap();
+    }
+    for _ in 0..5 {
+        for key in [70, 30, 30] {
+            loading.get(&key).await.unwrap();
+        }
+    }
+    assert_eq!(cache.save_hot(place.file(), 1).await.unwrap(), 1);
+    assert_eq!(cache.save_hot(place.file(), 10).await.unwrap(), 10);
+    let _ = cache.clear().await.unwrap();
+    let warm = loading.warm_from(place.file()).await.unwrap();
+    soon(warm.concurrency(1).start().done()).await;
+    assert_eq!(asked.lock().unwrap()[..2], [30, 70]);
 }
 
 #[tokio::test]

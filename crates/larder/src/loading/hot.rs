@@ -8,7 +8,7 @@
 //! All numbers are little-endian. Values are not in it: they would be as old as the file.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -25,16 +25,21 @@ const FORMAT: u16 = 1;
 /// No file is larger, and none larger is read.
 const MOST_BYTES: usize = 256 << 20;
 
-/// The hottest `at_most` keys of a cache in their encoded form, the hottest first.
+/// The hottest `at_most` keys of a cache in their encoded form, the hottest first: those that the
+/// sketch of popular keys knows, then what the policy thinks of.
 pub(super) fn hottest<K, V>(cache: &Cache<K, V>, at_most: usize) -> Vec<Bytes>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
+    let popular = cache.inner().watchers.top();
+    let first: HashSet<&K> = popular.iter().take(at_most).collect();
+    let left = at_most - first.len();
     let mut hottest = BinaryHeap::new();
-    for (at, entry) in cache.entries().enumerate() {
+    let others = cache.entries().filter(|entry| !first.contains(&entry.key));
+    for (at, entry) in others.enumerate() {
         let is_hotter = |coldest: &Reverse<Ranked<K>>| coldest.0.heat < entry.heat;
-        if hottest.len() == at_most {
+        if hottest.len() == left {
             if !hottest.peek().is_some_and(is_hotter) {
                 continue;
             }
@@ -46,10 +51,10 @@ where
             key: entry.key,
         }));
     }
-    let hottest = hottest.into_sorted_vec().into_iter();
-    hottest
-        .filter_map(|Reverse(ranked)| key::encode(b"", &ranked.key).ok())
-        .collect()
+    let others = hottest.into_sorted_vec().into_iter();
+    let others = others.map(|Reverse(ranked)| ranked.key);
+    let all = popular.iter().take(at_most).cloned().chain(others);
+    all.filter_map(|key| key::encode(b"", &key).ok()).collect()
 }
 
 /// A key by its heat; of two that are as hot, the one that was seen first is the hotter.

@@ -182,8 +182,9 @@ where
     /// [`LoadingCache::warm_from`], and returns how many those are. Best done at a shutdown, before the
     /// larder's own.
     ///
-    /// How hot an entry is, is what its policy knows: see [`Entry::heat`](crate::Entry::heat). Under
-    /// `Lru`, `Fifo` and `Random` that is nothing, and any entries will do. The file is written beside
+    /// Popular keys that are [refreshed ahead](LoadingCache::refresh_ahead) come first. How hot another
+    /// is, is what the policy knows: see [`Entry::heat`](crate::Entry::heat). Under `Lru`, `Fifo` and
+    /// `Random` that is nothing, and any entries will do. The file is written beside
     /// its place and moved there, readable by its owner alone; it holds keys and no values.
     ///
     /// # Errors
@@ -385,7 +386,8 @@ where
     /// refreshed. A refresh is the same as any other: one load for all, under the lease of the key in
     /// the shared tier, so that of several processes one does it.
     ///
-    /// Every read of this cache pays a few nanoseconds for it, whether it finds anything or not.
+    /// Every read of this cache pays for it with a look at a small table, and one of
+    /// [several](RefreshAhead::sample) with a note in the sketch.
     ///
     /// # Errors
     ///

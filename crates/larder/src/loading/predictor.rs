@@ -1,7 +1,7 @@
 //! What the readers of a cache tell of what comes next.
 
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::FixedState;
@@ -29,13 +29,11 @@ pub(super) struct Predictor<K> {
     /// The last key of each task, as far as they do not get in each other's way.
     trails: Box<[AtomicU64]>,
     parts: Box<[Mutex<Successors<K>>]>,
-    wants: Mutex<Option<Wants<K>>>,
-}
-
-/// Where wishes go, and which count.
-struct Wants<K> {
-    queue: mpsc::Sender<K>,
-    options: Prefetch,
+    /// The bits of the share of cases in which a key has to follow.
+    confidence: AtomicU64,
+    support: AtomicU16,
+    /// Where wishes go.
+    queue: Mutex<Option<mpsc::Sender<K>>>,
 }
 
 impl<K> Predictor<K> {
@@ -47,7 +45,9 @@ impl<K> Predictor<K> {
             dropped: AtomicU64::new(0),
             trails: (0..TRAILS).map(|_| AtomicU64::new(0)).collect(),
             parts: (0..PARTS).map(|_| Mutex::new(Successors::new(0))).collect(),
-            wants: Mutex::new(None),
+            confidence: AtomicU64::new(0),
+            support: AtomicU16::new(0),
+            queue: Mutex::new(None),
         }
     }
 
@@ -56,15 +56,16 @@ impl<K> Predictor<K> {
         for part in &self.parts {
             *lock(part) = Successors::new(options.model.div_ceil(PARTS));
         }
-        let options = options.clone();
-        *lock(&self.wants) = Some(Wants { queue, options });
+        self.confidence.store(options.confidence.to_bits(), Relaxed);
+        self.support.store(options.support, Relaxed);
+        *lock(&self.queue) = Some(queue);
     }
 
     /// Wishes for a key, unless too many wait already.
     pub(super) fn wish(&self, key: K) {
-        let wants = lock(&self.wants);
-        if let Some(wants) = &*wants
-            && wants.queue.try_send(key).is_err()
+        let queue = lock(&self.queue);
+        if let Some(queue) = &*queue
+            && queue.try_send(key).is_err()
         {
             self.dropped.fetch_add(1, Relaxed);
         }
@@ -102,10 +103,8 @@ impl<K: Clone> Predictor<K> {
         let Ok(mut part) = self.part(hash).try_lock() else {
             return Vec::new();
         };
-        let (confidence, support) = match &*lock(&self.wants) {
-            Some(wants) => (wants.options.confidence, wants.options.support),
-            None => return Vec::new(),
-        };
+        let confidence = f64::from_bits(self.confidence.load(Relaxed));
+        let support = self.support.load(Relaxed);
         let likely = part.predict(hash, confidence, support);
         let absent = likely.filter(|(hash, key)| !is_there(*hash, key));
         absent.map(|(_, key)| key.clone()).collect()

@@ -63,6 +63,15 @@ impl<K> Watchers<K> {
 }
 
 impl<K: Clone> Watchers<K> {
+    /// The keys that are read most, where somebody keeps account of it.
+    pub(super) fn top(&self) -> Vec<K> {
+        if self.is_on(Watcher::Popular) {
+            self.popular().sketch().top()
+        } else {
+            Vec::new()
+        }
+    }
+
     /// Tells of a read that is over. `is_there` says whether memory has another key.
     #[inline]
     pub(crate) fn tell(
