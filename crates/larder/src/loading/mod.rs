@@ -16,6 +16,7 @@ mod refresher;
 mod sketch;
 mod source;
 mod successors;
+mod under_way;
 mod warm;
 mod watchers;
 
@@ -412,7 +413,8 @@ where
 
     /// The same for keys that `supply` names, the most popular first, such as the front of a sorted set
     /// that all processes add to. It is asked at every tick in which somebody reads; of what it names,
-    /// the first [`RefreshAhead::keys`] count. Keys that are not in memory are loaded, too.
+    /// the first [`RefreshAhead::keys`] count. Keys that are not in memory are loaded, too. If it panics,
+    /// or takes longer than the load deadline, it is asked again at the next tick.
     ///
     /// # Errors
     ///
