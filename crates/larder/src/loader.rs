@@ -20,6 +20,8 @@ pub(crate) struct Turns {
     running: Arc<Semaphore>,
     waiting: AtomicUsize,
     most_waiting: usize,
+    /// How many may run or wait.
+    most: usize,
 }
 
 impl Turns {
@@ -29,7 +31,13 @@ impl Turns {
             running,
             waiting: AtomicUsize::new(0),
             most_waiting: queue,
+            most: concurrency.saturating_add(queue),
         }
+    }
+
+    /// How many loads may run or wait for their turn.
+    pub(crate) fn most(&self) -> usize {
+        self.most
     }
 
     async fn take(&self) -> Result<OwnedSemaphorePermit> {

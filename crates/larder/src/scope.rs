@@ -64,37 +64,6 @@ pub(crate) fn is_loading(cache: &Arc<str>, key: &Bytes) -> bool {
     within.unwrap_or(false)
 }
 
-/// What holds of all that a load does, for the parts of it that run in tasks of their own.
-#[derive(Clone, Debug)]
-pub(crate) struct Surroundings {
-    loading: Option<Loading>,
-    for_others: bool,
-}
-
-impl Surroundings {
-    pub(crate) fn here() -> Self {
-        Self {
-            loading: LOADING.try_with(Clone::clone).ok(),
-            for_others: is_for_others(),
-        }
-    }
-
-    /// Runs a part of the load.
-    pub(crate) async fn run<T>(self, part: impl Future<Output = T> + Send) -> T {
-        let part = async {
-            match self.loading {
-                Some(loading) => loading.run(part).await,
-                None => part.await,
-            }
-        };
-        if self.for_others {
-            for_others(part).await
-        } else {
-            part.await
-        }
-    }
-}
-
 /// What the reads of a scope have in common with what is made from them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inherited {

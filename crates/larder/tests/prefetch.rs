@@ -8,7 +8,9 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use common::{secs, soon, until};
-use larder::{Cache, ErrorKind, Larder, Load, Loader, LoadingCache, Prefetch, Prefetching};
+use larder::{
+    BatchLoader, Cache, ErrorKind, Larder, Load, Loader, LoadingCache, Prefetch, Prefetching,
+};
 use larder_testkit::{Gate, larder, seeds, settle};
 
 /// A source that notes what it is asked for, names a related key for round ones, stops at a gate,
@@ -246,6 +248,47 @@ async fn a_prefetch_that_fails_is_counted_and_harms_nobody() {
     let stats = prefetching.stats();
     assert_eq!((stats.prefetched, stats.failed), (0, 1));
     assert_eq!(loading.cache().stats().failed, 0);
+}
+
+/// Loads what it is asked for, and slips when asked what is related.
+struct Slip;
+
+impl Loader<i64, i64> for Slip {
+    type Answer = i64;
+    type Error = io::Error;
+
+    async fn load(&self, load: Load<i64, i64>) -> io::Result<i64> {
+        Ok(*load.key())
+    }
+
+    fn related(&self, key: &i64, _: &i64) -> Vec<i64> {
+        panic!("nothing is related to {key}")
+    }
+}
+
+impl BatchLoader<i64, i64> for Slip {
+    type Answer = i64;
+    type Error = io::Error;
+
+    async fn load_many(&self, keys: Vec<i64>) -> io::Result<Vec<(i64, io::Result<i64>)>> {
+        Ok(keys.into_iter().map(|key| (key, Ok(key))).collect())
+    }
+
+    fn related(&self, key: &i64, _: &i64) -> Vec<i64> {
+        panic!("nothing is related to {key}")
+    }
+}
+
+#[tokio::test]
+async fn a_loader_that_panics_when_asked_what_is_related_has_loaded_all_the_same() {
+    let (larder, _clock) = larder("t");
+    let cache: Cache<i64, i64> = larder.cache("c").build().unwrap();
+    let _prefetching = cache.loading(Slip).prefetch(Prefetch::default()).unwrap();
+    read(&cache.loading(Slip), &[1]).await;
+    let answers = cache.loading_in_batches(Slip).get_many(&[2, 3]).await;
+    for (answer, key) in answers.into_iter().zip([2, 3]) {
+        assert_eq!(answer.unwrap().as_deref(), Some(&key));
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use common::{found, ms, polled, secs, soon, turn_until, with_tier};
 use larder::{BatchLoader, Cache, Error, ErrorKind, Load, Loaded, Loader, LoadingCache, Read};
@@ -337,26 +337,127 @@ async fn each_of_the_loads_that_run_abreast_inherits_from_what_it_read_itself() 
 }
 
 #[tokio::test]
-async fn a_load_that_runs_abreast_and_asks_for_a_key_of_its_batch_is_refused() {
+async fn a_load_that_asks_for_another_key_of_the_same_call_gets_it() {
     let (larder, _clock) = larder("t");
     let cache: Cache<u64, u64> = larder.cache("c").build().unwrap();
+    let bound: Arc<OnceLock<LoadingCache<u64, u64>>> = Arc::default();
     let loading = cache.loading_with({
-        let cache = cache.clone();
+        let bound = Arc::clone(&bound);
         move |load: Load<u64, u64>| {
-            let cache = cache.clone();
+            let bound = Arc::clone(&bound);
             async move {
                 match load.key() {
-                    1 => cache
-                        .get_or_load(&2, |_| found(5_u64))
-                        .await
-                        .map(|two| *two),
-                    key => Ok(*key),
+                    1 => Ok(1),
+                    key => {
+                        let before = bound.get().unwrap().get(&(key - 1)).await?;
+                        Ok::<_, Error>(*before.unwrap() + 1)
+                    }
                 }
             }
         }
     });
-    let answers = plain(soon(loading.get_many(&[1, 2])).await);
-    assert_eq!(answers, [Err(ErrorKind::Load), Ok(Some(2))]);
+    bound.set(loading.clone()).unwrap();
+    let answers = plain(soon(loading.get_many(&[1, 2, 4, 3])).await);
+    assert_eq!(answers, [1, 2, 4, 3].map(|key| Ok(Some(key))));
+}
+
+/// A loader that counts, and holds the load of key 1 at a gate.
+fn first_held(cache: &Cache<u64, u64>) -> (LoadingCache<u64, u64>, Gate, LoadCounter) {
+    let (gate, loads) = (Gate::new(), LoadCounter::new());
+    let loading = cache.loading_with({
+        let (gate, loads) = (gate.clone(), loads.clone());
+        move |load: Load<u64, u64>| {
+            let (gate, loads) = (gate.clone(), loads.clone());
+            async move {
+                let _load = loads.begin();
+                if *load.key() == 1 {
+                    gate.wait().await;
+                }
+                Ok::<_, io::Error>(load.key() * 10)
+            }
+        }
+    });
+    (loading, gate, loads)
+}
+
+#[tokio::test]
+async fn single_loads_of_many_keys_keep_to_the_concurrency_and_the_queue_of_the_cache() {
+    for queue in [0, 2, 10_000] {
+        let (larder, _clock) = larder("t");
+        let cache = larder.cache("c").load_concurrency(2).load_queue(queue);
+        let cache: Cache<u64, u64> = cache.build().unwrap();
+        let (loading, gate, loads) = first_held(&cache);
+        let keys: Vec<u64> = (1..=20).collect();
+        let many = tokio::spawn({
+            let (loading, keys) = (loading.clone(), keys.clone());
+            async move { loading.get_many(&keys).await }
+        });
+        soon(loads.finished(19)).await;
+        gate.open();
+        let answers = plain(soon(many).await.unwrap());
+        let expected = keys.iter().map(|key| Ok(Some(key * 10)));
+        assert_eq!(answers, expected.collect::<Answers>(), "a queue of {queue}");
+        assert!(loads.max_concurrency() <= 2);
+    }
+}
+
+#[tokio::test]
+async fn a_key_whose_load_hangs_fails_alone() {
+    let (larder, clock) = larder("t");
+    let cache: Cache<u64, u64> = larder.cache("c").load_deadline("5s").build().unwrap();
+    let (loading, _gate, loads) = first_held(&cache);
+    let many = tokio::spawn(async move { loading.get_many(&[1, 2, 3]).await });
+    soon(loads.finished(2)).await;
+    let answers = plain(turn_until(&clock, secs(1), many).await);
+    let expected = [Err(ErrorKind::LoadTimeout), Ok(Some(20)), Ok(Some(30))];
+    assert_eq!(answers, expected);
+}
+
+#[tokio::test]
+async fn the_patience_of_a_caller_is_for_all_keys_together() {
+    let (larder, clock) = larder("t");
+    let cache: Cache<u64, u64> = larder.cache("c").build().unwrap();
+    let loads = LoadCounter::new();
+    let loading = cache.loading_with({
+        let loads = loads.clone();
+        move |_| {
+            let load = loads.begin();
+            async move {
+                let _load = load;
+                std::future::pending::<io::Result<u64>>().await
+            }
+        }
+    });
+    let many = tokio::spawn(async move {
+        let keys: Vec<u64> = (0..100).collect();
+        let read = Read::new().deadline(secs(1));
+        loading.with(read).get_many(&keys).await
+    });
+    loads.started(16).await;
+    clock.advance(secs(1));
+    let answers = plain(soon(many).await.unwrap());
+    assert_eq!(answers, vec![Err(ErrorKind::LoadTimeout); 100]);
+}
+
+/// Answers twice for each key.
+struct Twice;
+
+impl BatchLoader<u64, u64> for Twice {
+    type Answer = u64;
+    type Error = io::Error;
+    async fn load_many(&self, keys: Vec<u64>) -> io::Result<Vec<(u64, io::Result<u64>)>> {
+        let twice = keys.into_iter().flat_map(|key| [(key, 1), (key, 2)]);
+        Ok(twice.map(|(key, value)| (key, Ok(value))).collect())
+    }
+}
+
+#[tokio::test]
+async fn of_a_key_that_a_batch_answers_twice_the_last_answer_counts() {
+    let (larder, _clock) = larder("t");
+    let cache: Cache<u64, u64> = larder.cache("c").build().unwrap();
+    let loading = cache.loading_in_batches(Twice);
+    assert_eq!(loading.get(&1).await.unwrap().as_deref(), Some(&2));
+    assert_eq!(plain(loading.get_many(&[2]).await), [Ok(Some(2))]);
 }
 
 #[tokio::test]

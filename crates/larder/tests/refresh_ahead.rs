@@ -300,6 +300,83 @@ async fn a_source_of_popular_keys_may_be_supplied() {
 }
 
 #[tokio::test]
+async fn a_supply_that_panics_or_hangs_is_asked_again() {
+    let (larder, clock) = larder("t");
+    let source = Source::default();
+    let cache: Cache<u64, u64> = larder
+        .cache("c")
+        .ttl("100s")
+        .load_deadline("5s")
+        .build()
+        .unwrap();
+    let loading = source.bound_to(&cache);
+    let asked = Arc::new(Mutex::new(0));
+    let supply = {
+        let asked = Arc::clone(&asked);
+        move || {
+            let mut asked = asked.lock().unwrap();
+            *asked += 1;
+            let now = *asked;
+            drop(asked);
+            assert!(now != 1, "a slip before the first await");
+            async move {
+                match now {
+                    2 => panic!("a slip behind it"),
+                    3 => std::future::pending().await,
+                    _ => vec![9],
+                }
+            }
+        }
+    };
+    let refreshing = loading.refresh_ahead_of(plain(), supply).unwrap();
+    for time in 1..=3 {
+        read(&loading, 8, 1).await;
+        tick(&clock, secs(1)).await;
+        until("it is asked", || *asked.lock().unwrap() == time).await;
+        assert_eq!(refreshing.stats().failed, time.min(2));
+    }
+    tick(&clock, secs(5)).await;
+    assert_eq!(refreshing.stats().failed, 3, "it took too long");
+    read(&loading, 8, 1).await;
+    tick(&clock, secs(1)).await;
+    until("a key is loaded", || {
+        source.asked.lock().unwrap().contains(&9)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cache_that_notes_few_reads_takes_none_from_another() {
+    let (larder, clock) = larder("t");
+    let build = |name: &str| -> Cache<u64, u64> {
+        larder
+            .cache(name)
+            .ttl("100s")
+            .memory_ttl("100s")
+            .build()
+            .unwrap()
+    };
+    let (seldom, often) = (build("seldom"), build("often"));
+    let source = Source::default();
+    let (seldom, often) = (Source::default().bound_to(&seldom), source.bound_to(&often));
+    let few = RefreshAhead {
+        sample: 1 << 20,
+        ..plain()
+    };
+    let _seldom = seldom.refresh_ahead(few).unwrap();
+    let _often = often.refresh_ahead(plain()).unwrap();
+    read(&seldom, 1, 1_000).await;
+    read(&often, 2, 1).await;
+    soon(clock.sleeping(2)).await;
+    clock.advance(secs(81));
+    soon(clock.sleeping(1)).await;
+    until("it is refreshed", || {
+        *source.asked.lock().unwrap() == [2, 2]
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_refresh_that_fails_leaves_the_entry_and_is_tried_again_after_a_pause() {
     let (larder, clock) = larder("t");
     let cache: Cache<u64, u64> = larder

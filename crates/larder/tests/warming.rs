@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Poll;
 
 use common::{another_process, secs, soon, until, with_tier};
@@ -312,6 +312,38 @@ async fn refreshes_of_one_key_at_once_are_one_load() {
         assert_eq!(soon(caller).await.unwrap(), Some(10));
     }
     assert_eq!(loads.starts(), 1);
+}
+
+#[tokio::test]
+async fn a_load_that_refreshes_its_own_key_is_refused() {
+    let (larder, clock) = larder("t");
+    let cache = larder.cache("c").ttl("10s").stale_on_error("1h");
+    let cache: Cache<u64, u64> = cache.build().unwrap();
+    let bound: Arc<OnceLock<LoadingCache<u64, u64>>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let loading = cache.loading_with({
+        let (bound, seen) = (Arc::clone(&bound), Arc::clone(&seen));
+        move |_| {
+            let (bound, seen) = (Arc::clone(&bound), Arc::clone(&seen));
+            async move {
+                let refreshed = bound.get().unwrap().refresh(&1).await;
+                let refused = refreshed.as_ref().map_err(Error::kind).err();
+                seen.lock().unwrap().push(refused);
+                refreshed.map(|value| value.map_or(0, |value| *value))
+            }
+        }
+    });
+    bound.set(loading.clone()).unwrap();
+    let answer = soon(loading.get(&1)).await;
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Load, "of nothing");
+    let _ = cache.set(1, 7).await.unwrap();
+    clock.advance(secs(10));
+    let answer = soon(loading.get(&1)).await.unwrap();
+    assert_eq!(answer.as_deref(), Some(&7), "behind what is stale");
+    let answer = soon(loading.refresh(&1)).await.unwrap();
+    assert_eq!(answer.as_deref(), Some(&7), "by a refresh");
+    let seen = seen.lock().unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(|kind| *kind == Some(ErrorKind::Reentered)));
 }
 
 /// A path in a directory of its own, which goes with it.

@@ -136,7 +136,8 @@ pub(super) fn decode<K: CacheKey>(cache: &str, file: &[u8]) -> Result<Vec<K>, St
     let mut keys = Vec::new();
     for at in 0..count {
         let length = u32::from_le_bytes(take(&mut rest)?) as usize;
-        if length > MAX_KEY_BYTES {
+        // No key is empty either; a file of nothing else would grow to many times its size.
+        if length == 0 || length > MAX_KEY_BYTES {
             return Err(format!("key {at} in it is {length} bytes long"));
         }
         let key = take_slice(&mut rest, length)?;
@@ -212,4 +213,19 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
 pub(super) fn unusable(path: &Path, problem: &str) -> Error {
     let cause = io::Error::new(io::ErrorKind::InvalidData, problem.to_owned());
     Error::file(path, "cannot be used", cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_an_empty_key_is_refused() {
+        let key = key::encode(b"", &"tea".to_owned()).unwrap();
+        let (file, _) = encode("c", &[key.clone()]);
+        assert_eq!(decode::<String>("c", &file).unwrap(), ["tea"]);
+        let (file, _) = encode("c", &[key, Bytes::new()]);
+        let problem = decode::<String>("c", &file).unwrap_err();
+        assert!(problem.contains("key 1"), "{problem}");
+    }
 }

@@ -131,7 +131,8 @@ pub trait BatchLoader<K, V>: Send + Sync + 'static {
     type Error: Into<BoxError> + Send + 'static;
 
     /// Loads what stands under each of `keys`, which are never empty, and each there once. Keys that
-    /// the answer does not mention are absent; keys that nobody asked for are ignored.
+    /// the answer does not mention are absent; keys that nobody asked for are ignored, and of a key
+    /// that is there twice the last answer counts.
     #[expect(
         clippy::type_complexity,
         reason = "an alias would hide what an implementation has to write"

@@ -4,6 +4,7 @@
 //! LoadingCache ── get, get_many ──► read.rs, as any other read ──► source: the loader, boxed
 //! ```
 
+mod abreast;
 mod awaited;
 mod feed;
 mod hot;
@@ -15,20 +16,24 @@ mod refresher;
 mod sketch;
 mod source;
 mod successors;
+mod under_way;
 mod warm;
 mod watchers;
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use self::abreast::abreast;
 use self::loader::Called;
 use self::refresher::Supply;
-use self::source::{InBatches, Loading, Singly, Source};
+use self::source::{Batches, InBatches, Loading, Singly, Source};
 use self::watchers::Watcher;
 use crate::answer::{Answer, Load, Loaded};
-use crate::cache::Cache;
+use crate::cache::{Cache, Inner};
 use crate::clock::BoxFuture;
 use crate::courier::Receipt;
 use crate::error::{BoxError, Error, Result};
@@ -49,6 +54,8 @@ pub use self::warm::{Warm, WarmProgress, Warming};
 
 /// How many keys one call of a [`BatchLoader`] names in a warming, at most.
 const WARM_BATCH: usize = 256;
+/// How many loads of single keys one call for many has under way, at most.
+const FAN_OUT: usize = 16;
 
 /// A [`Cache`] with its loader: [`get`](Self::get) alone loads. Cheap to clone; clones are the same.
 ///
@@ -73,6 +80,8 @@ const WARM_BATCH: usize = 256;
 pub struct LoadingCache<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     cache: Cache<K, V>,
     source: Arc<dyn Source<K, V>>,
+    /// The same, if it is a loader of many keys.
+    batches: Option<Arc<dyn Batches<K, V>>>,
 }
 
 impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Clone for LoadingCache<K, V> {
@@ -80,6 +89,7 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> Clone for LoadingCache<
         Self {
             cache: self.cache.clone(),
             source: Arc::clone(&self.source),
+            batches: self.batches.clone(),
         }
     }
 }
@@ -99,7 +109,7 @@ where
 {
     /// This cache, read through `loader`.
     pub fn loading(&self, loader: impl Loader<K, V>) -> LoadingCache<K, V> {
-        LoadingCache::new(self, Singly(loader))
+        LoadingCache::new(self, Arc::new(Singly(loader)), None)
     }
 
     /// This cache, read through a closure that loads one key.
@@ -127,7 +137,8 @@ where
 
     /// This cache, read through a loader of many keys at once.
     pub fn loading_in_batches(&self, loader: impl BatchLoader<K, V>) -> LoadingCache<K, V> {
-        LoadingCache::new(self, InBatches(loader))
+        let source = Arc::new(InBatches(loader));
+        LoadingCache::new(self, Arc::clone(&source) as _, Some(source))
     }
 
     /// Fills this cache with values that are at hand, such as the rows of one query. A key that memory
@@ -195,10 +206,15 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    fn new(cache: &Cache<K, V>, source: impl Source<K, V> + 'static) -> Self {
+    fn new(
+        cache: &Cache<K, V>,
+        source: Arc<dyn Source<K, V>>,
+        batches: Option<Arc<dyn Batches<K, V>>>,
+    ) -> Self {
         Self {
             cache: cache.clone(),
-            source: Arc::new(source),
+            source,
+            batches,
         }
     }
 
@@ -257,7 +273,8 @@ where
     ///
     /// # Errors
     ///
-    /// As for [`Cache::get_or_load`].
+    /// As for [`Cache::get_or_load`], [`Reentered`](crate::ErrorKind::Reentered) inside a load of the
+    /// key included.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -304,11 +321,21 @@ where
         let work = move |keys: Vec<K>| -> BoxFuture<'static, Vec<Result<()>>> {
             let loading = loading.clone();
             Box::pin(async move {
-                let load = |keys| Arc::clone(&loading.source).load_many(keys);
-                ahead::fetch_each(loading.cache.inner(), &keys, load).await
+                let cache = loading.cache.inner();
+                if let Some(batches) = &loading.batches {
+                    let load = |keys| Arc::clone(batches).load_many(keys);
+                    return ahead::fetch_each(cache, &keys, load).await;
+                }
+                let mut ended = Vec::with_capacity(keys.len());
+                for key in &keys {
+                    let load = |load| Arc::clone(&loading.source).load(load);
+                    ended.push(ahead::fetch(cache, key, load).await.map(drop));
+                }
+                ended
             })
         };
-        let batch = self.source.batch().min(WARM_BATCH);
+        let batch = self.batches.as_ref().map_or(1, |batches| batches.batch());
+        let batch = batch.min(WARM_BATCH);
         let tasks = &self.cache.inner().shared.tasks;
         Warm::new(tasks, keys, batch, Arc::new(work))
     }
@@ -386,7 +413,8 @@ where
 
     /// The same for keys that `supply` names, the most popular first, such as the front of a sorted set
     /// that all processes add to. It is asked at every tick in which somebody reads; of what it names,
-    /// the first [`RefreshAhead::keys`] count. Keys that are not in memory are loaded, too.
+    /// the first [`RefreshAhead::keys`] count. Keys that are not in memory are loaded, too. If it panics,
+    /// or takes longer than the load deadline, it is asked again at the next tick.
     ///
     /// # Errors
     ///
@@ -431,8 +459,22 @@ where
     }
 
     async fn get_each(&self, read: &Read, keys: &[K]) -> Vec<Result<Option<Arc<V>>>> {
-        let load = |keys| self.load_many(keys);
-        read::get_each(self.cache.inner(), read, keys, Unfit::FailsAlone, load).await
+        let cache = self.cache.inner();
+        if let Some(batches) = &self.batches {
+            let load = |keys| self.load_many(batches, keys);
+            return read::get_each(cache, read, keys, Unfit::FailsAlone, load).await;
+        }
+        let began = cache.clock().monotonic();
+        let get = |at| async move {
+            let waited = cache.clock().monotonic().saturating_sub(began);
+            let left = |deadline: Duration| deadline.saturating_sub(Duration::from_millis(waited));
+            let mut read = *read;
+            read.deadline = read.deadline.map(left);
+            let load = |load| self.load(load);
+            let read = read::get_or_load(cache, &read, &keys[at], load).await;
+            read.map(|(value, _)| value)
+        };
+        abreast(keys.len(), FAN_OUT.min(cache.turns.most()), get).await
     }
 
     /// Loads a key for somebody who asked for it.
@@ -445,25 +487,46 @@ where
         Box::pin(async move {
             let key = load.key.clone();
             let loaded = Arc::clone(&source).load(load).await?;
-            cache.watchers.wish(source.related(&key, &loaded));
+            wish_for_related(&cache, &*source, &key, &loaded);
             Ok(loaded)
         })
     }
 
     /// The same for many.
-    fn load_many(&self, keys: Vec<K>) -> Loading<Vec<(K, Loaded<V>)>> {
-        let source = Arc::clone(&self.source);
+    fn load_many(
+        &self,
+        batches: &Arc<dyn Batches<K, V>>,
+        keys: Vec<K>,
+    ) -> Loading<Vec<(K, Loaded<V>)>> {
+        let batches = Arc::clone(batches);
         let cache = Arc::clone(self.cache.inner());
         if !cache.watchers.is_on(Watcher::Predictor) {
-            return source.load_many(keys);
+            return batches.load_many(keys);
         }
+        let source = Arc::clone(&self.source);
         Box::pin(async move {
-            let all = Arc::clone(&source).load_many(keys).await?;
+            let all = batches.load_many(keys).await?;
             for (key, loaded) in &all {
-                cache.watchers.wish(source.related(key, loaded));
+                wish_for_related(&cache, &*source, key, loaded);
             }
             Ok(all)
         })
+    }
+}
+
+/// Wishes for what a loader names as related. What it loaded is good whatever comes of that.
+fn wish_for_related<K, V>(
+    cache: &Inner<K, V>,
+    source: &dyn Source<K, V>,
+    key: &K,
+    loaded: &Loaded<V>,
+) where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    match catch_unwind(AssertUnwindSafe(|| source.related(key, loaded))) {
+        Ok(related) => cache.watchers.wish(related),
+        Err(_panic) => tracing::warn!("a loader panicked when asked for related keys"),
     }
 }
 

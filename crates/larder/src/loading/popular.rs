@@ -1,8 +1,8 @@
 //! What the readers of a cache tell of its keys: which are popular, and whether what was refreshed
 //! ahead of need is read.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
@@ -11,12 +11,7 @@ use tokio::sync::Notify;
 use super::awaited::Awaited;
 use super::sketch::Sketch;
 
-thread_local! {
-    /// How many more reads of this thread, of any cache, go by unnoted.
-    static SKIP: Cell<u32> = const { Cell::new(0) };
-}
-
-/// What readers leave behind. A read pays for one look at [`Awaited`] and a countdown of its thread;
+/// What readers leave behind. A read pays for one look at [`Awaited`] and a draw of its thread;
 /// one of several pays for the sketch, unless another thread is at it.
 pub(super) struct Popular<K> {
     pub(super) awaited: Awaited,
@@ -54,24 +49,20 @@ impl<K> Popular<K> {
         if is_hit && self.awaited.take(hash) {
             self.useful.fetch_add(1, Relaxed);
         }
-        let skip = SKIP.get();
-        if skip > 0 {
-            SKIP.set(skip - 1);
-            return;
+        // Drawn, because reads may come in a rhythm.
+        if fastrand::u32(..self.sample.load(Relaxed)) == 0 {
+            self.sample(hash, key);
         }
-        // The mean of the gaps is the rate; drawn, because reads may come in a rhythm.
-        let sample = self.sample.load(Relaxed);
-        SKIP.set(fastrand::u32(..2 * sample - 1));
-        self.sample(hash, key);
     }
 
     #[cold]
     fn sample(&self, hash: u64, key: impl FnOnce() -> K) {
-        self.noted.fetch_add(1, Relaxed);
+        self.noted.fetch_add(1, SeqCst);
         if let Ok(mut sketch) = self.sketch.try_lock() {
             sketch.note(hash, key);
         }
-        if self.is_idle.load(Relaxed) && self.is_idle.swap(false, Relaxed) {
+        // Either this sees that somebody is idle, or that one sees what was noted.
+        if self.is_idle.load(SeqCst) && self.is_idle.swap(false, SeqCst) {
             self.woken.notify_one();
         }
     }
@@ -82,15 +73,15 @@ impl<K> Popular<K> {
 
     /// How many reads were noted so far.
     pub(super) fn noted(&self) -> u64 {
-        self.noted.load(Relaxed)
+        self.noted.load(SeqCst)
     }
 
     /// Waits until more than `noted` reads were noted.
     pub(super) async fn read_again(&self, noted: u64) {
         loop {
-            self.is_idle.store(true, Relaxed);
+            self.is_idle.store(true, SeqCst);
             if self.noted() > noted {
-                self.is_idle.store(false, Relaxed);
+                self.is_idle.store(false, SeqCst);
                 return;
             }
             self.woken.notified().await;

@@ -1,15 +1,15 @@
 //! Loading what will probably be asked for next.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use super::predictor::Predictor;
 use super::refresher::{Told, until};
+use super::under_way::UnderWay;
 use super::watchers::Watcher;
 use super::{LoadingCache, awaited};
 use crate::clock::Millis;
@@ -155,8 +155,7 @@ where
         loading: loading.clone(),
         options,
         counts: Arc::clone(&counts),
-        under_way: JoinSet::new(),
-        busy: HashSet::new(),
+        under_way: UnderWay::new(),
         outstanding: HashMap::new(),
     };
     let tasks = Arc::clone(&cache.shared.tasks);
@@ -190,9 +189,7 @@ struct Prefetcher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     counts: Arc<Counts>,
     /// How many prefetches may begin now.
     allowed: f64,
-    under_way: JoinSet<(u64, Result<Option<Millis>>)>,
-    /// The hashes of their keys.
-    busy: HashSet<u64>,
+    under_way: UnderWay<Result<Option<Millis>>>,
     /// When the entries expire that were prefetched, by hash.
     outstanding: HashMap<u64, Millis>,
 }
@@ -225,7 +222,7 @@ where
             self.allowed = (self.allowed + earned).min(per_second);
             earned_at = now;
             let hash = cache.memory.hash(&key);
-            if self.busy.contains(&hash) || ahead::is_fresh(&cache, hash, &key) {
+            if self.under_way.has(hash) || ahead::is_fresh(&cache, hash, &key) {
                 continue;
             }
             if self.allowed < 1.0 || self.under_way.len() >= self.options.concurrency {
@@ -233,14 +230,22 @@ where
                 continue;
             }
             self.allowed -= 1.0;
-            self.busy.insert(hash);
             self.under_way
-                .spawn(prefetch(self.loading.clone(), hash, key));
+                .begin(hash, prefetch(self.loading.clone(), key));
         }
     }
 
-    fn ended(&mut self, predictor: &Predictor<K>, hash: u64, ended: Result<Option<Millis>>) {
-        self.busy.remove(&hash);
+    /// Notes how a prefetch ended; one that panicked has failed.
+    fn ended(
+        &mut self,
+        predictor: &Predictor<K>,
+        hash: u64,
+        ended: Option<Result<Option<Millis>>>,
+    ) {
+        let Some(ended) = ended else {
+            self.counts.failed.fetch_add(1, Relaxed);
+            return;
+        };
         match ended {
             Ok(Some(until)) => {
                 self.counts.prefetched.fetch_add(1, Relaxed);
@@ -273,19 +278,17 @@ where
 /// What the task does next.
 enum Next<K> {
     Wish(K),
-    Ended(u64, Result<Option<Millis>>),
+    Ended(u64, Option<Result<Option<Millis>>>),
 }
 
 /// The next prefetch that ends, or else the next wish; `None` once nobody can wish any more.
 async fn next<K>(
     wishes: &mut mpsc::Receiver<K>,
-    under_way: &mut JoinSet<(u64, Result<Option<Millis>>)>,
+    under_way: &mut UnderWay<Result<Option<Millis>>>,
 ) -> Option<Next<K>> {
     std::future::poll_fn(|context| {
-        while let std::task::Poll::Ready(Some(ended)) = under_way.poll_join_next(context) {
-            if let Ok((hash, ended)) = ended {
-                return std::task::Poll::Ready(Some(Next::Ended(hash, ended)));
-            }
+        if let std::task::Poll::Ready(Some((hash, ended))) = under_way.poll_next(context) {
+            return std::task::Poll::Ready(Some(Next::Ended(hash, ended)));
         }
         wishes.poll_recv(context).map(|wish| wish.map(Next::Wish))
     })
@@ -293,11 +296,7 @@ async fn next<K>(
 }
 
 /// Fetches a key; says until when memory has it, if it does.
-async fn prefetch<K, V>(
-    loading: LoadingCache<K, V>,
-    hash: u64,
-    key: K,
-) -> (u64, Result<Option<Millis>>)
+async fn prefetch<K, V>(loading: LoadingCache<K, V>, key: K) -> Result<Option<Millis>>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -306,5 +305,5 @@ where
     // Not by way of `LoadingCache::load`: what is related to what was never asked for is not wanted.
     let fetched = ahead::fetch(cache, &key, |load| Arc::clone(&loading.source).load(load)).await;
     let until = || u64::try_from(ahead::times(cache, &key)?.fresh_until).ok();
-    (hash, fetched.map(|_| until()))
+    fetched.map(|_| until())
 }

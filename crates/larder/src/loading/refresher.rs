@@ -1,6 +1,6 @@
 //! Refreshing popular keys before they expire, in the background.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -10,18 +10,20 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use super::popular::Popular;
+use super::under_way::UnderWay;
 use super::watchers::Watcher;
 use super::{LoadingCache, awaited};
 use crate::cache::Inner;
 use crate::clock::{BoxFuture, Millis, millis};
 use crate::error::{Error, Result};
 use crate::key::CacheKey;
+use crate::loader;
 use crate::outcome::State;
 use crate::read::ahead::{self, Renewal};
 use crate::tasks::TaskKind;
+use crate::tier::within;
 
 /// How popular keys are kept fresh. See [`LoadingCache::refresh_ahead`].
 ///
@@ -97,7 +99,8 @@ impl RefreshAhead {
 pub struct RefreshAheadStats {
     /// Entries that were loaded anew.
     pub refreshes: u64,
-    /// Loads that failed; the entry stayed as it was.
+    /// Loads that failed; the entry stayed as it was. So is a supply of keys counted that panicked or
+    /// took longer than a load may.
     pub failed: u64,
     /// Refreshes whose entry was read, in memory, before it expired again.
     pub useful: u64,
@@ -177,8 +180,7 @@ where
         supply,
         counts: Arc::clone(&counts),
         noted: popular.noted(),
-        under_way: JoinSet::new(),
-        busy: HashSet::new(),
+        under_way: UnderWay::new(),
         outstanding: HashMap::new(),
     };
     // It never ends by itself, and nobody waits for it at a shutdown.
@@ -219,9 +221,7 @@ struct Refresher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     noted: u64,
     /// How many refreshes may begin now.
     allowed: f64,
-    under_way: JoinSet<(u64, Ended)>,
-    /// The hashes of their keys.
-    busy: HashSet<u64>,
+    under_way: UnderWay<Ended>,
     /// When the entries expire that were refreshed, by hash.
     outstanding: HashMap<u64, Millis>,
 }
@@ -257,8 +257,8 @@ where
         let mut halved_at = ticked_at;
         loop {
             cache.clock().sleep(self.options.tick).await;
-            while let Some(ended) = self.under_way.try_join_next() {
-                self.ended(popular, ended.ok());
+            while let Some((hash, ended)) = self.under_way.try_next() {
+                self.ended(popular, hash, ended);
             }
             let now = cache.clock().monotonic();
             self.write_off(popular, now);
@@ -282,29 +282,37 @@ where
 
     /// Refreshes what is due, the most popular first, as far as it may.
     async fn look(&mut self, popular: &Popular<K>) {
+        let cache = Arc::clone(self.loading.cache.inner());
         let mut keys = match &mut self.supply {
-            Some(supply) => supply().await,
+            Some(supply) => match ask(&cache, supply).await {
+                Ok(keys) => keys,
+                Err(error) => {
+                    tracing::warn!(%error, "what supplies the keys to refresh failed");
+                    self.counts.failed.fetch_add(1, Relaxed);
+                    return;
+                }
+            },
             None => popular.sketch().top(),
         };
         keys.truncate(self.options.keys);
-        let cache = Arc::clone(self.loading.cache.inner());
         for key in keys {
             if self.allowed < 1.0 {
                 return;
             }
             let hash = cache.memory.hash(&key);
             // What nobody has read since its last refresh is left to die.
-            if popular.awaited.has(hash) || self.busy.contains(&hash) || !self.is_due(&key) {
+            if popular.awaited.has(hash) || self.under_way.has(hash) || !self.is_due(&key) {
                 continue;
             }
             while self.under_way.len() >= self.options.concurrency {
-                let ended = self.under_way.join_next().await;
-                self.ended(popular, ended.and_then(Result::ok));
+                let Some((hash, ended)) = self.under_way.next().await else {
+                    break;
+                };
+                self.ended(popular, hash, ended);
             }
             self.allowed -= 1.0;
-            self.busy.insert(hash);
             self.under_way
-                .spawn(refresh(self.loading.clone(), hash, key));
+                .begin(hash, refresh(self.loading.clone(), key));
         }
     }
 
@@ -325,11 +333,9 @@ where
         now >= times.retry_at && (is_old || is_over)
     }
 
-    /// Notes how a refresh ended.
-    fn ended(&mut self, popular: &Popular<K>, ended: Option<(u64, Ended)>) {
-        let Some((hash, ended)) = ended else { return };
-        self.busy.remove(&hash);
-        match ended {
+    /// Notes how a refresh ended; one that panicked has failed.
+    fn ended(&mut self, popular: &Popular<K>, hash: u64, ended: Option<Ended>) {
+        match ended.unwrap_or(Ended::Failed) {
             Ended::Refreshed { until } => {
                 self.counts.refreshes.fetch_add(1, Relaxed);
                 self.outstanding.insert(awaited::name(hash), until);
@@ -368,14 +374,32 @@ enum Ended {
     NotNeeded,
 }
 
-async fn refresh<K, V>(loading: LoadingCache<K, V>, hash: u64, key: K) -> (u64, Ended)
+/// What the supply names, unless it panics, or takes longer than a load may.
+async fn ask<K, V>(cache: &Inner<K, V>, supply: &mut Supply<K>) -> Result<Vec<K>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let keys = loader::make(supply)?;
+    let keys = loader::apart(async { Ok(keys.await) });
+    let deadline = cache.rules.load_deadline;
+    let named = within(&**cache.clock(), deadline, keys).await;
+    named.unwrap_or_else(|| {
+        let millis = deadline.as_millis();
+        Err(Error::load_timeout(format!(
+            "it took longer than {millis} ms"
+        )))
+    })
+}
+
+async fn refresh<K, V>(loading: LoadingCache<K, V>, key: K) -> Ended
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
     let cache = loading.cache.inner();
     let load = |load| loading.load(load);
-    let ended = match ahead::renew(cache, &key, load).await {
+    match ahead::renew(cache, &key, load).await {
         Ok(Renewal::Renewed(landed)) if landed.state == State::Fresh => {
             let until = landed.held.map_or(0, |held| held.times.fresh_until);
             Ended::Refreshed {
@@ -390,6 +414,5 @@ where
         },
         Ok(Renewal::Renewed(_) | Renewal::Elsewhere) => Ended::NotNeeded,
         Ok(Renewal::Failed) | Err(_) => Ended::Failed,
-    };
-    (hash, ended)
+    }
 }
