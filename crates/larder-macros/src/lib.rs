@@ -3,7 +3,7 @@
 //!
 //! In reading order: `options` reads what stands in the parentheses and `template` the templates
 //! in it, `signature` reads the function, `plan` checks that both go together, and `expand` writes.
-//! `near` offers what somebody may have meant.
+//! `uses` finds the arguments that an expression reads, and `near` offers what somebody may have meant.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ mod options;
 mod plan;
 mod signature;
 mod template;
+mod uses;
 
 use proc_macro::TokenStream;
 use quote::quote;

@@ -9,6 +9,7 @@ use crate::options::{KeyOption, Options, mentions};
 use crate::signature::{
     Argument, Errors, ParameterKind, Returned, arguments, parameters, returned,
 };
+use crate::uses;
 
 /// Everything that is known of a function to be cached.
 pub(crate) struct Plan {
@@ -140,7 +141,7 @@ impl Plan {
 
     fn check_self(&self, receiver: &Receiver, errors: &mut Errors) {
         let own = Ident::new("self", receiver.self_token.span);
-        let is_its_cache = |cache: &Expr| mentions(cache.to_token_stream(), "self");
+        let is_its_cache = |cache: &Expr| uses::reads(cache, "self");
         let told_apart = self.is_ignored(&own)
             || (self.options.key.is_some() && self.is_in_key(&own))
             || self.options.cache.as_ref().is_some_and(is_its_cache);
@@ -175,7 +176,15 @@ impl Plan {
             Some(KeyOption::Template(template)) => {
                 template.fields().any(|field| field.root == *name)
             }
-            Some(KeyOption::Expression(key)) => mentions(key.to_token_stream(), &name.to_string()),
+            Some(KeyOption::Expression(key)) => {
+                let is_parameter = self.parameters.iter().any(|(known, _)| known == name);
+                let uses = if is_parameter {
+                    uses::names_parameter
+                } else {
+                    uses::reads
+                };
+                uses(key, &name.to_string())
+            }
             None => name != "self" && !self.is_ignored(name) && !self.is_the_cache(name),
         }
     }
@@ -183,7 +192,7 @@ impl Plan {
     /// Whether the companions that find the cache need this.
     pub(crate) fn finds_cache(&self, name: &Ident) -> bool {
         let cache = self.options.cache.as_ref();
-        cache.is_some_and(|cache| mentions(cache.to_token_stream(), &name.to_string()))
+        cache.is_some_and(|cache| uses::reads(cache, &name.to_string()))
     }
 
     /// Options that have no meaning for this function.

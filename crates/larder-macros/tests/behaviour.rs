@@ -255,6 +255,8 @@ mod freshness {
         assert_eq!(now(&cache, &source), Ok(1));
         clock.advance(Duration::from_secs(11));
         assert_eq!(now(&cache, &source), Ok(1), "the load failed");
+        assert_eq!(now(&cache, &source), Ok(1), "the source is left alone");
+        clock.advance(Duration::from_secs(5));
         assert_eq!(now(&cache, &source), Ok(3));
     }
 

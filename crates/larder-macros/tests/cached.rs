@@ -650,6 +650,69 @@ mod keys {
         assert!(names.get_in_memory("Ada").is_some());
     }
 
+    type Texts = Cache<String, u64>;
+
+    macro_rules! joined {
+        ($($part:expr);+) => { [$($part.to_string()),+].join(":") };
+    }
+
+    struct Doubled {
+        id: u64,
+    }
+
+    impl From<Doubled> for String {
+        fn from(doubled: Doubled) -> Self {
+            (doubled.id * 2).to_string()
+        }
+    }
+
+    #[cached(key = Doubled { id }, cache = texts)]
+    fn by_shorthand(texts: &Texts, id: u64) -> u64 {
+        id
+    }
+
+    #[cached(key = { let id = id + 1; id.to_string() }, cache = texts)]
+    fn by_a_block(texts: &Texts, id: u64) -> u64 {
+        id
+    }
+
+    #[cached(key = format!("{}:{:?}", id, other.map(|other| other + id)), cache = texts)]
+    fn by_a_macro(texts: &Texts, id: u64, other: Option<u64>) -> u64 {
+        id + other.unwrap_or(0)
+    }
+
+    #[cached(key = joined!(id; other), cache = texts)]
+    fn by_a_macro_of_its_own_grammar(texts: &Texts, id: u64, other: u64) -> u64 {
+        id + other
+    }
+
+    #[cached(key = if let Some(id) = id { id.to_string() } else { other.to_string() }, cache = texts)]
+    fn by_a_condition(texts: &Texts, id: Option<u64>, other: u64) -> u64 {
+        id.unwrap_or(other)
+    }
+
+    #[cached(key = format!("{}:{N}:{}", id, N), cache = texts)]
+    fn by_a_parameter<const N: u64>(texts: &Texts, id: u64) -> u64 {
+        id * N
+    }
+
+    #[test]
+    fn a_key_reads_its_arguments_in_whatever_expression() {
+        let texts = Larder::local().cache("c").in_memory().unwrap();
+        let expected = ["14", "8", "7:Some(9)", "7:3", "5", "7:2:2"];
+        for _ in 0..2 {
+            assert_eq!(by_shorthand(&texts, 7), 7);
+            assert_eq!(by_a_block(&texts, 7), 7);
+            assert_eq!(by_a_macro(&texts, 7, Some(2)), 9);
+            assert_eq!(by_a_macro_of_its_own_grammar(&texts, 7, 3), 10);
+            assert_eq!(by_a_condition(&texts, None, 5), 5);
+            assert_eq!(by_a_parameter::<2>(&texts, 7), 14);
+        }
+        for key in expected {
+            assert!(texts.get_in_memory(key).is_some(), "{key}");
+        }
+    }
+
     #[cached(cache = cache, version = 2)]
     async fn without_a_template(cache: &Cache<CallKey, u64>, n: u64, text: &str) -> u64 {
         n + text.len() as u64
@@ -673,5 +736,29 @@ mod keys {
                 .get_in_memory(&CallKey::new(["@3", "n", "7"]))
                 .is_some()
         );
+    }
+
+    #[cached(key = "{a}:{b}")]
+    fn of_two(a: CallKey, b: CallKey) -> String {
+        format!("{a} | {b}")
+    }
+
+    #[test]
+    fn keys_of_many_parts_do_not_run_into_each_other() {
+        let keys = [
+            &["a"] as &[&str],
+            &["a", "a"],
+            &["a:a"],
+            &["%"],
+            &["%%a"],
+            &["a", "a", "a"],
+        ];
+        let all = || keys.map(|parts| CallKey::new(parts));
+        for a in all() {
+            for b in all() {
+                assert_eq!(of_two(a.clone(), b.clone()), format!("{a} | {b}"));
+            }
+        }
+        assert_eq!(of_two_info().misses, 36);
     }
 }

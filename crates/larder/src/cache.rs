@@ -120,8 +120,11 @@ where
     ///
     /// What `load` finds is not kept if its key was invalidated or written meanwhile. Callers that
     /// come at the same time may each load: nobody waits for another here. Within its grace a stale
-    /// value stands in for a load that fails. A key that is empty or too long is loaded and not kept,
-    /// and what may have been invalidated unheard, because the bus is silent, is loaded anew.
+    /// value stands in for a load that fails, and is then served without another try for the time of
+    /// `error_throttle`; where there is none, the value of `default_on_error` does. A fresh value is
+    /// served to its end: nothing here refreshes it early, which takes a background. A key that is empty
+    /// or too long is loaded and not kept, and what may have been invalidated unheard, because the bus
+    /// is silent, is loaded anew.
     ///
     /// # Errors
     ///

@@ -158,7 +158,7 @@ pub async fn collect<F: Future>(work: F) -> (F::Output, Collected) {
         fresh_for: inherited.fresh_for,
         too_many: inherited.too_many,
     };
-    let _no_outer_scope = SCOPE.try_with(|outer| outer.borrow_mut().extend(inherited));
+    extend(inherited);
     (output, collected)
 }
 
@@ -209,6 +209,11 @@ pub(crate) fn note_unverified() {
 /// Leaves a note that what was read was refused.
 pub(crate) fn note_refused() {
     let _nobody_collects = SCOPE.try_with(|scope| scope.borrow_mut().refused = true);
+}
+
+/// Leaves a note of all that was read in a scope inside of this one.
+pub(crate) fn extend(inherited: Inherited) {
+    let _nobody_collects = SCOPE.try_with(|scope| scope.borrow_mut().extend(inherited));
 }
 
 /// Leaves a note of an entry that was read.

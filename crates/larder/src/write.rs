@@ -240,7 +240,8 @@ where
             .filter(|_| cache.fence.holds(fill.mark()))
             .cloned();
         let Some(mut held) = stand_in else {
-            let landing = default(&cache, &fill).ok_or_else(|| error.clone());
+            let default = fill.key().and_then(|key| default(&cache, key));
+            let landing = default.ok_or_else(|| error.clone());
             fill.land(landing);
             continue;
         };
@@ -259,15 +260,30 @@ where
 }
 
 /// What the cache has for callers whose load failed; a function that panics has nothing.
-fn default<K, V>(cache: &Inner<K, V>, fill: &FillGuard<K, V>) -> Option<Landed<V>>
+pub(crate) fn default<K, V>(cache: &Inner<K, V>, key: &K) -> Option<Landed<V>>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let (fallback, key) = (cache.fallback.as_ref()?, fill.key()?);
+    let fallback = cache.fallback.as_ref()?;
     let value = catch_unwind(AssertUnwindSafe(|| fallback(key))).ok()?;
     cache.count(Count::StoodIn, 1);
     Some(Landed::default_of(Held::of_nothing(value)))
+}
+
+/// Leaves the source of a stale entry in memory alone for a while, because a load in memory failed.
+pub(crate) fn throttle_in_memory<K, V, Q>(cache: &Inner<K, V>, mark: Mark, hash: u64, key: &Q)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let now = cache.clock().monotonic();
+    cache.memory.update(hash, key, now, |held, _| {
+        if cache.fence.holds(mark) && !held.times.is_fresh(now) {
+            held.times.retry_at = now.saturating_add(cache.rules.error_throttle);
+        }
+    });
 }
 
 /// Shows a stale entry to everybody who waits, while the fill goes on to refresh it.

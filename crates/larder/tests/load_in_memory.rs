@@ -63,7 +63,7 @@ fn what_is_invalidated_written_or_cleared_during_a_load_is_given_and_not_kept() 
 }
 
 #[test]
-fn a_stale_value_is_loaded_anew_and_stands_in_for_a_load_that_fails() {
+fn a_stale_value_is_loaded_anew_and_stands_in_for_a_while_for_a_load_that_fails() {
     let (larder, clock) = larder_testkit::larder("t");
     let cache: Cache<u64, u64> = larder
         .cache("c")
@@ -75,10 +75,69 @@ fn a_stale_value_is_loaded_anew_and_stands_in_for_a_load_that_fails() {
     clock.advance(Duration::from_secs(11));
     assert_eq!(*cache.get_or_load_in_memory(&7, failed).unwrap(), 1);
     assert_eq!(cache.stats().stood_in, 1);
+    assert_eq!(*cache.get_or_load_in_memory(&7, never).unwrap(), 1);
+    clock.advance(Duration::from_secs(5));
     assert_eq!(*cache.get_or_load_in_memory(&7, found(2)).unwrap(), 2);
     assert_eq!(*cache.get_or_load_in_memory(&7, never).unwrap(), 2);
     clock.advance(Duration::from_secs(2 * 3600));
     assert!(cache.get_or_load_in_memory(&7, failed).is_err());
+}
+
+#[test]
+fn a_fresh_value_is_served_to_its_end_though_others_refresh_it_early() {
+    let (larder, clock) = larder_testkit::larder("t");
+    let cache = larder.cache("c").ttl("100s").eager_refresh(0.8);
+    let cache: Cache<u64, u64> = cache.in_memory().unwrap();
+    cache.set_in_memory(7, 1).unwrap();
+    clock.advance(Duration::from_secs(90));
+    assert_eq!(*cache.get_or_load_in_memory(&7, never).unwrap(), 1);
+    clock.advance(Duration::from_secs(10));
+    assert_eq!(*cache.get_or_load_in_memory(&7, found(2)).unwrap(), 2);
+}
+
+#[test]
+fn a_default_stands_in_where_there_is_nothing_stale_and_nothing_made_from_it_is_kept() {
+    let larder = Larder::local();
+    let cache = larder.cache("c").default_on_error(|key| key + 1);
+    let cache: Cache<u64, u64> = cache.in_memory().unwrap();
+    let outer = squares();
+    let made = outer.get_or_load_in_memory(&1, || cache.get_or_load_in_memory(&7, failed));
+    assert_eq!(*made.unwrap(), 8);
+    assert_eq!(outer.get_in_memory(&1), None);
+    assert_eq!(cache.get_in_memory(&7), None);
+    let stats = cache.stats();
+    assert_eq!((stats.stood_in, stats.failed, stats.load_errors), (1, 0, 1));
+}
+
+#[test]
+fn what_is_made_of_a_key_that_cannot_be_stored_depends_on_what_that_was_made_of() {
+    let larder = Larder::local();
+    let sources: Cache<u64, u64> = larder.cache("source").in_memory().unwrap();
+    let inner: Cache<String, u64> = larder.cache("inner").in_memory().unwrap();
+    let outer: Cache<u64, u64> = larder.cache("outer").in_memory().unwrap();
+    sources.set_in_memory(1, 7).unwrap();
+    let read = || found(*sources.get_in_memory(&1).unwrap())();
+    let made = outer.get_or_load_in_memory(&1, || inner.get_or_load_in_memory("", read));
+    assert_eq!(*made.unwrap(), 7);
+    assert!(outer.get_in_memory(&1).is_some());
+    sources.set_in_memory(1, 8).unwrap();
+    assert_eq!(outer.get_in_memory(&1), None);
+}
+
+#[test]
+fn what_is_made_of_a_renewed_value_lives_as_long_as_that() {
+    let (larder, clock) = larder_testkit::larder("t");
+    let inner = larder.cache("inner").ttl("100s").grace("1h");
+    let inner: Cache<u64, u64> = inner.in_memory().unwrap();
+    let outer: Cache<u64, u64> = larder.cache("outer").ttl("100s").in_memory().unwrap();
+    inner.set_in_memory(1, 7).unwrap();
+    clock.advance(Duration::from_secs(101));
+    let made = outer.get_or_load_in_memory(&1, || inner.get_or_load_in_memory(&1, found(8)));
+    assert_eq!(*made.unwrap(), 8);
+    clock.advance(Duration::from_secs(50));
+    assert!(outer.get_in_memory(&1).is_some());
+    clock.advance(Duration::from_secs(50));
+    assert_eq!(outer.get_in_memory(&1), None);
 }
 
 #[test]

@@ -77,6 +77,50 @@ fn expression_without(cache: &larder::Cache<u64, u64>, id: u64, viewer: u64) -> 
     id + viewer
 }
 
+struct Shop {
+    id: u64,
+}
+
+struct OrderKey {
+    shop: u64,
+    id: u64,
+}
+
+#[cached(key = OrderKey { shop: shop.id, id: shop.id }, cache = cache)]
+fn a_field_of_its_name(cache: &larder::Cache<OrderKey, u64>, shop: Shop, id: u64) -> u64 {
+    shop.id + id
+}
+
+#[cached(key = { let id = shop.id; id }, cache = cache)]
+fn a_binding_of_its_name(cache: &larder::Cache<u64, u64>, shop: Shop, id: u64) -> u64 {
+    shop.id + id
+}
+
+#[cached(key = shop.ids.iter().map(|id| id + 1).sum(), cache = cache)]
+fn an_input_of_its_name(cache: &larder::Cache<u64, u64>, shop: Shop, id: u64) -> u64 {
+    shop.id + id
+}
+
+#[cached(key = match shop.owner { Some(id) => id, None => 0 }, cache = cache)]
+fn an_arm_of_its_name(cache: &larder::Cache<u64, u64>, shop: Shop, id: u64) -> u64 {
+    shop.id + id
+}
+
+#[cached(key = if let Some(id) = shop.owner && id > 0 { id } else { 0 }, cache = cache)]
+fn a_condition_of_its_name(cache: &larder::Cache<u64, u64>, shop: Shop, id: u64) -> u64 {
+    shop.id + id
+}
+
+#[cached(key = format!("{id}:{}", shop.id, id = shop.id), cache = cache)]
+fn an_input_of_a_macro(cache: &larder::Cache<String, u64>, shop: Shop, id: u64) -> u64 {
+    shop.id + id
+}
+
+#[cached(key = made!(of shop.id => OrderKey { id: shop.id }), cache = cache)]
+fn a_label_in_a_macro(cache: &larder::Cache<OrderKey, u64>, shop: Shop, id: u64) -> u64 {
+    shop.id + id
+}
+
 #[cached(key = "{n}", cache = cache)]
 fn for_any<T: Default, const N: usize>(cache: &larder::Cache<larder::CallKey, u64>, n: u64) -> u64 {
     n

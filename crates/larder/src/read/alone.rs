@@ -7,11 +7,11 @@ use super::sources::{note_held, note_memory_alone};
 use crate::answer::Loaded;
 use crate::cache::Inner;
 use crate::error::Result;
-use crate::fill::Landed;
+use crate::fill::{Landed, Origin};
 use crate::key::{AsKey, CacheKey};
 use crate::options::Read;
-use crate::outcome::Reason;
-use crate::scope;
+use crate::outcome::{Reason, State};
+use crate::scope::{self, Inherited};
 use crate::stats::Count;
 use crate::write;
 
@@ -23,7 +23,7 @@ use crate::write;
 pub(crate) fn load_in_memory<K, V, Q, T, E>(
     cache: &Inner<K, V>,
     key: &Q,
-    answer: impl FnOnce(Option<Arc<V>>) -> Option<T>,
+    answer: impl Fn(Option<Arc<V>>) -> Option<T>,
     load: impl FnOnce() -> Result<(Loaded<V>, T), E>,
 ) -> Result<T, E>
 where
@@ -33,14 +33,20 @@ where
 {
     let hash = cache.memory.hash(key);
     let mark = cache.fence.mark(hash);
-    let (held, reason) = match probe(cache, &Read::PLAIN, hash, key) {
+    let (probed, noted) = probe_aside(cache, hash, key);
+    let (held, reason) = match probed {
         Probe::Serve(reply) => (Some(reply), Reason::InMemory),
-        // Nothing refreshes it in the background: it is there in case the load fails.
+        // Nothing refreshes it in the background, and it is not yet time to wait for a load.
+        Probe::Refresh(reply) if reply.story.state == State::Fresh => {
+            (Some(reply), Reason::InMemory)
+        }
+        // It is there in case the load fails.
         Probe::Refresh(reply) => (Some(reply), Reason::Refreshing),
         Probe::Fetch(reason) => (None, reason),
     };
-    let mut answer = held.and_then(|reply| Some((answer(reply.value)?, reply.story)));
-    if let Some((value, story)) = answer.take_if(|_| reason == Reason::InMemory) {
+    let mut held = held.and_then(|reply| Some((answer(reply.value)?, reply.story)));
+    if let Some((value, story)) = held.take_if(|_| reason == Reason::InMemory) {
+        scope::extend(noted);
         cache.exit(hash, key, &story);
         return Ok(value);
     }
@@ -54,22 +60,65 @@ where
         Ok((mut loaded, value)) => {
             cache.exit(hash, key, &Story::missing(reason));
             loaded.inherited.extend(inherited);
-            if let Some(landed) = write::keep_in_memory(cache, mark, key, loaded, load_ms) {
-                note_made(cache, key, &landed);
+            let sources = scope::is_open().then(|| loaded.inherited.clone());
+            match write::keep_in_memory(cache, mark, key, loaded, load_ms) {
+                Some(landed) => note_made(cache, key, &landed),
+                // Whoever makes something of what cannot be kept makes it of its sources.
+                None => sources.into_iter().for_each(scope::extend),
             }
             Ok(value)
         }
         Err(error) => {
             cache.count(Count::LoadFailed, 1);
-            let Some((value, story)) = answer else {
+            if let Some((value, story)) = held {
+                write::throttle_in_memory(cache, mark, hash, key);
+                scope::extend(noted);
+                cache.count(Count::StoodIn, 1);
+                cache.exit(hash, key, &story);
+                return Ok(value);
+            }
+            let Some(value) = default(cache, key).and_then(&answer) else {
                 cache.count(Count::ReadFailed, 1);
                 return Err(error);
             };
-            cache.count(Count::StoodIn, 1);
+            let story = Story {
+                origin: Origin::StandIn,
+                state: State::NotStored,
+                ..Story::missing(reason)
+            };
             cache.exit(hash, key, &story);
             Ok(value)
         }
     }
+}
+
+/// Looks in memory. What there is to note waits for whoever serves it: what a load renews is not made
+/// of what it renewed.
+fn probe_aside<K, V, Q>(cache: &Inner<K, V>, hash: u64, key: &Q) -> (Probe<V>, Inherited)
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let probe = || probe(cache, &Read::PLAIN, hash, key);
+    if scope::is_open() {
+        scope::inherit_now(probe)
+    } else {
+        (probe(), Inherited::default())
+    }
+}
+
+/// What the cache has for a caller whose load failed. Nothing made from it is kept.
+fn default<K, V, Q>(cache: &Inner<K, V>, key: &Q) -> Option<Option<Arc<V>>>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    cache.fallback.as_ref()?;
+    let landed = write::default(cache, &key.to_owned())?;
+    scope::note_refused();
+    landed.held.map(|held| held.value)
 }
 
 /// Leaves a note of what was just loaded.
