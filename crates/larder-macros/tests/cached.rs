@@ -753,7 +753,7 @@ mod keys {
             &["%%a"],
             &["a", "a", "a"],
         ];
-        let all = || keys.map(|parts| CallKey::new(parts));
+        let all = || keys.map(CallKey::new);
         for a in all() {
             for b in all() {
                 assert_eq!(of_two(a.clone(), b.clone()), format!("{a} | {b}"));

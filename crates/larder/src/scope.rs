@@ -64,6 +64,24 @@ pub(crate) fn is_loading(cache: &Arc<str>, key: &Bytes) -> bool {
     within.unwrap_or(false)
 }
 
+/// What the loads that this task is in are loading, for a part of them in a task of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings(Option<Loading>);
+
+impl Surroundings {
+    pub(crate) fn here() -> Self {
+        Self(LOADING.try_with(Clone::clone).ok())
+    }
+
+    /// Runs the part.
+    pub(crate) async fn run<T>(self, part: impl Future<Output = T>) -> T {
+        match self.0 {
+            Some(loading) => loading.run(part).await,
+            None => part.await,
+        }
+    }
+}
+
 /// What the reads of a scope have in common with what is made from them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inherited {
