@@ -737,4 +737,28 @@ mod keys {
                 .is_some()
         );
     }
+
+    #[cached(key = "{a}:{b}")]
+    fn of_two(a: CallKey, b: CallKey) -> String {
+        format!("{a} | {b}")
+    }
+
+    #[test]
+    fn keys_of_many_parts_do_not_run_into_each_other() {
+        let keys = [
+            &["a"] as &[&str],
+            &["a", "a"],
+            &["a:a"],
+            &["%"],
+            &["%%a"],
+            &["a", "a", "a"],
+        ];
+        let all = || keys.map(CallKey::new);
+        for a in all() {
+            for b in all() {
+                assert_eq!(of_two(a.clone(), b.clone()), format!("{a} | {b}"));
+            }
+        }
+        assert_eq!(of_two_info().misses, 36);
+    }
 }

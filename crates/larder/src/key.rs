@@ -103,10 +103,21 @@ impl KeySink {
     }
 
     /// Writes a key behind what is there, without a colon between.
+    ///
+    /// One that has not as many parts as its type says, since a `CallKey` can have any number, is
+    /// escaped once more: two of them behind one another could be taken apart in two ways.
     #[cfg(feature = "macros")]
     pub(crate) fn go_on_with<K: Key + ?Sized>(&mut self, key: &K) {
+        let start = self.bytes.len();
         self.parts = 0;
         key.encode(self);
+        let colons = self.bytes[start..].iter().filter(|byte| **byte == b':');
+        if colons.count() + 1 != K::PARTS {
+            let encoded = self.bytes.split_off(start);
+            // No encoding has two of these in a row.
+            self.bytes.extend(b"%%");
+            self.escaped(&encoded);
+        }
     }
 
     /// Adds one part. Control characters, space, non-ASCII and `: % { }` are escaped as `%XX`.
