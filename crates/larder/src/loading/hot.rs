@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_file_with_an_empty_key_is_refused() {
         let key = key::encode(b"", &"tea".to_owned()).unwrap();
-        let (file, _) = encode("c", &[key.clone()]);
+        let (file, _) = encode("c", std::slice::from_ref(&key));
         assert_eq!(decode::<String>("c", &file).unwrap(), ["tea"]);
         let (file, _) = encode("c", &[key, Bytes::new()]);
         let problem = decode::<String>("c", &file).unwrap_err();
