@@ -173,7 +173,7 @@ where
             .await;
         let mut load = Some(load);
         for round in 0..ROUNDS {
-            let mark = self.mark();
+            let mark = self.mark_of(round);
             let (mut seat, mut wait) = self.loads().board(self.hash, self.key, mark);
             let mut shared = seat.is_none();
             // What a flight shows ahead of its end would be the same in every round.
@@ -251,6 +251,15 @@ where
             self.cache.fence.mark(self.hash).in_doubt()
         } else {
             self.cache.fence.mark(self.hash)
+        }
+    }
+
+    /// The same for one that was not content with what so many flights brought. Where invalidations
+    /// come faster than loads end, it could join flights that are too old for it again and again.
+    fn mark_of(&self, round: usize) -> Mark {
+        match round {
+            0 | 1 => self.mark(),
+            _ => self.cache.fence.bump(self.hash),
         }
     }
 
@@ -449,7 +458,7 @@ where
                     }
                     // Somebody else's flight, too old for this caller: the next one is newer.
                     let seat;
-                    mark = self.mark();
+                    mark = self.mark_of(rounds);
                     (seat, wait) = self.loads().board(self.hash, self.key, mark);
                     wait.insist();
                     shared &= seat.is_none();
