@@ -4,7 +4,7 @@
 //! have no use for a table without freshness, fences and statistics.
 
 // Most of the engine has no user here.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../../crates/larder/src/memory/mod.rs"]
 mod memory;
 
