@@ -37,7 +37,7 @@ impl Loading {
         Self(Arc::new(Load {
             cache: Arc::clone(cache),
             keys,
-            outer: LOADING.try_with(Clone::clone).ok(),
+            outer: Surroundings::here().0,
         }))
     }
 
@@ -69,6 +69,11 @@ pub(crate) fn is_loading(cache: &Arc<str>, key: &Bytes) -> bool {
 pub(crate) struct Surroundings(Option<Loading>);
 
 impl Surroundings {
+    /// Those of what nobody waits for.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     pub(crate) fn here() -> Self {
         Self(LOADING.try_with(Clone::clone).ok())
     }

@@ -8,6 +8,7 @@ mod abreast;
 mod awaited;
 mod feed;
 mod hot;
+mod ledger;
 mod loader;
 mod popular;
 mod predictor;

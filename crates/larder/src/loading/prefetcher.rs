@@ -1,17 +1,17 @@
 //! Loading what will probably be asked for next.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::LoadingCache;
+use super::ledger::{Allowance, Outstanding};
 use super::predictor::Predictor;
 use super::refresher::{Told, until};
 use super::under_way::UnderWay;
 use super::watchers::Watcher;
-use super::{LoadingCache, awaited};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::key::CacheKey;
@@ -151,12 +151,12 @@ where
     let (end, cancelled) = oneshot::channel();
     let prefetcher = Prefetcher {
         _told: Told::of(&cache, Watcher::Predictor),
-        allowed: options.per_second.into(),
+        allowance: Allowance::new(options.per_second, cache.clock().monotonic()),
         loading: loading.clone(),
         options,
         counts: Arc::clone(&counts),
         under_way: UnderWay::new(),
-        outstanding: HashMap::new(),
+        outstanding: Outstanding::default(),
     };
     let tasks = Arc::clone(&cache.shared.tasks);
     tasks.spawn(TaskKind::Watch, until(cancelled, prefetcher.run(wishes)));
@@ -188,10 +188,10 @@ struct Prefetcher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     options: Prefetch,
     counts: Arc<Counts>,
     /// How many prefetches may begin now.
-    allowed: f64,
+    allowance: Allowance,
     under_way: UnderWay<Result<Option<Millis>>>,
     /// When the entries expire that were prefetched, by hash.
-    outstanding: HashMap<u64, Millis>,
+    outstanding: Outstanding,
 }
 
 impl<K, V> Prefetcher<K, V>
@@ -202,8 +202,7 @@ where
     async fn run(mut self, mut wishes: mpsc::Receiver<K>) {
         let cache = Arc::clone(self.loading.cache.inner());
         let predictor = cache.watchers.predictor();
-        let mut earned_at = cache.clock().monotonic();
-        let mut written_off_at = earned_at;
+        let mut written_off_at = cache.clock().monotonic();
         while let Some(next) = next(&mut wishes, &mut self.under_way).await {
             let now = cache.clock().monotonic();
             let key = match next {
@@ -215,21 +214,19 @@ where
             };
             if now.saturating_sub(written_off_at) >= 1_000 {
                 written_off_at = now;
-                self.write_off(predictor, now);
+                let wasted = self.outstanding.write_off(&predictor.awaited, now);
+                self.counts.wasted.fetch_add(wasted, Relaxed);
             }
-            let per_second = f64::from(self.options.per_second);
-            let earned = now.saturating_sub(earned_at) as f64 / 1_000.0 * per_second;
-            self.allowed = (self.allowed + earned).min(per_second);
-            earned_at = now;
+            self.allowance.earn(now);
             let hash = cache.memory.hash(&key);
             if self.under_way.has(hash) || ahead::is_fresh(&cache, hash, &key) {
                 continue;
             }
-            if self.allowed < 1.0 || self.under_way.len() >= self.options.concurrency {
+            if self.allowance.is_spent() || self.under_way.len() >= self.options.concurrency {
                 self.counts.dropped.fetch_add(1, Relaxed);
                 continue;
             }
-            self.allowed -= 1.0;
+            self.allowance.spend();
             self.under_way
                 .begin(hash, prefetch(self.loading.clone(), key));
         }
@@ -249,11 +246,8 @@ where
         match ended {
             Ok(Some(until)) => {
                 self.counts.prefetched.fetch_add(1, Relaxed);
-                self.outstanding.insert(awaited::name(hash), until);
-                if let Some(displaced) = predictor.awaited.mark(hash) {
-                    self.outstanding.remove(&displaced);
-                    self.counts.wasted.fetch_add(1, Relaxed);
-                }
+                let wasted = self.outstanding.note(&predictor.awaited, hash, until);
+                self.counts.wasted.fetch_add(wasted, Relaxed);
             }
             Ok(None) => {}
             Err(error) => {
@@ -261,17 +255,6 @@ where
                 self.counts.failed.fetch_add(1, Relaxed);
             }
         }
-    }
-
-    /// Counts what has expired unread.
-    fn write_off(&mut self, predictor: &Predictor<K>, now: Millis) {
-        let wasted = &self.counts.wasted;
-        self.outstanding.retain(|&name, &mut until| {
-            if now >= until && predictor.awaited.take(name) {
-                wasted.fetch_add(1, Relaxed);
-            }
-            predictor.awaited.has(name)
-        });
     }
 }
 

@@ -1,6 +1,5 @@
 //! Refreshing popular keys before they expire, in the background.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -11,10 +10,11 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::LoadingCache;
+use super::ledger::{Allowance, Outstanding};
 use super::popular::Popular;
 use super::under_way::UnderWay;
 use super::watchers::Watcher;
-use super::{LoadingCache, awaited};
 use crate::cache::Inner;
 use crate::clock::{BoxFuture, Millis, millis};
 use crate::error::{Error, Result};
@@ -175,13 +175,13 @@ where
     let refresher = Refresher {
         loading: loading.clone(),
         _told: Told::of(&cache, Watcher::Popular),
-        allowed: options.per_second.into(),
+        allowance: Allowance::new(options.per_second, cache.clock().monotonic()),
         options,
         supply,
         counts: Arc::clone(&counts),
         noted: popular.noted(),
         under_way: UnderWay::new(),
-        outstanding: HashMap::new(),
+        outstanding: Outstanding::default(),
     };
     // It never ends by itself, and nobody waits for it at a shutdown.
     let tasks = Arc::clone(&cache.shared.tasks);
@@ -220,10 +220,10 @@ struct Refresher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     /// How many reads had been noted when it began.
     noted: u64,
     /// How many refreshes may begin now.
-    allowed: f64,
+    allowance: Allowance,
     under_way: UnderWay<Ended>,
     /// When the entries expire that were refreshed, by hash.
-    outstanding: HashMap<u64, Millis>,
+    outstanding: Outstanding,
 }
 
 /// Has somebody told of the reads of a cache, until it is dropped.
@@ -253,19 +253,16 @@ where
     async fn run(mut self) {
         let cache = Arc::clone(self.loading.cache.inner());
         let popular = cache.watchers.popular();
-        let (mut noted, mut ticked_at) = (self.noted, cache.clock().monotonic());
-        let mut halved_at = ticked_at;
+        let (mut noted, mut halved_at) = (self.noted, cache.clock().monotonic());
         loop {
             cache.clock().sleep(self.options.tick).await;
             while let Some((hash, ended)) = self.under_way.try_next() {
                 self.ended(popular, hash, ended);
             }
             let now = cache.clock().monotonic();
-            self.write_off(popular, now);
-            let per_second = f64::from(self.options.per_second);
-            let earned = now.saturating_sub(ticked_at) as f64 / 1_000.0 * per_second;
-            self.allowed = (self.allowed + earned).min(per_second);
-            ticked_at = now;
+            let wasted = self.outstanding.write_off(&popular.awaited, now);
+            self.counts.wasted.fetch_add(wasted, Relaxed);
+            self.allowance.earn(now);
             let half_life = millis(self.options.half_life).max(1);
             let halves = now.saturating_sub(halved_at) / half_life;
             halved_at += halves * half_life;
@@ -296,7 +293,7 @@ where
         };
         keys.truncate(self.options.keys);
         for key in keys {
-            if self.allowed < 1.0 {
+            if self.allowance.is_spent() {
                 return;
             }
             let hash = cache.memory.hash(&key);
@@ -310,7 +307,7 @@ where
                 };
                 self.ended(popular, hash, ended);
             }
-            self.allowed -= 1.0;
+            self.allowance.spend();
             self.under_way
                 .begin(hash, refresh(self.loading.clone(), key));
         }
@@ -338,28 +335,14 @@ where
         match ended.unwrap_or(Ended::Failed) {
             Ended::Refreshed { until } => {
                 self.counts.refreshes.fetch_add(1, Relaxed);
-                self.outstanding.insert(awaited::name(hash), until);
-                if let Some(displaced) = popular.awaited.mark(hash) {
-                    self.outstanding.remove(&displaced);
-                    self.counts.wasted.fetch_add(1, Relaxed);
-                }
+                let wasted = self.outstanding.note(&popular.awaited, hash, until);
+                self.counts.wasted.fetch_add(wasted, Relaxed);
             }
             Ended::Failed => {
                 self.counts.failed.fetch_add(1, Relaxed);
             }
             Ended::NotNeeded => {}
         }
-    }
-
-    /// Counts what has expired unread.
-    fn write_off(&mut self, popular: &Popular<K>, now: Millis) {
-        let wasted = &self.counts.wasted;
-        self.outstanding.retain(|&name, &mut until| {
-            if now >= until && popular.awaited.take(name) {
-                wasted.fetch_add(1, Relaxed);
-            }
-            popular.awaited.has(name)
-        });
     }
 }
 

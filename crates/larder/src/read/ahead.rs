@@ -4,14 +4,14 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use super::call::{Call, Unfit, fetch_many};
+use super::call::{Call, Unfit, fetch_many, refuse_circle};
 use super::lead::{board_refresh, lead, single};
 use super::probe::in_memory;
 use crate::answer::{Load, Loaded};
 use crate::cache::Inner;
 use crate::clock::Millis;
 use crate::entry::{Held, Times};
-use crate::error::{BoxError, Error, Result};
+use crate::error::{BoxError, Result};
 use crate::fence::Standing;
 use crate::fill::{Landed, Origin};
 use crate::flight::Arrival;
@@ -19,7 +19,6 @@ use crate::key::{self, CacheKey};
 use crate::look::Seeking;
 use crate::options::{Read, Tiers};
 use crate::outcome::Reason;
-use crate::scope;
 use crate::store::LeaseToken;
 
 /// What became of an attempt to renew an entry.
@@ -148,19 +147,6 @@ where
     }
 }
 
-/// An error inside a load of the key, which would wait for itself.
-fn refuse_circle<K, V>(cache: &Inner<K, V>, key: &K) -> Result<()>
-where
-    K: CacheKey,
-    V: Send + Sync + 'static,
-{
-    let store_key = key::encode(&cache.prefix, key)?;
-    if scope::is_loading(&cache.name, &store_key) {
-        return Err(Error::reentered(&cache.name));
-    }
-    Ok(())
-}
-
 /// Loads a key whose entry is in memory, fresh or not, under the lease of the tiers; everybody is
 /// served with the old one meanwhile.
 pub(crate) async fn renew<K, V, F, Fut>(
@@ -175,7 +161,7 @@ where
     Fut: Future<Output = Result<Loaded<V>, BoxError>> + Send + 'static,
 {
     cache.shared.check_ready()?;
-    refuse_circle(cache, key)?;
+    refuse_circle(cache, &key::encode(&cache.prefix, key)?)?;
     let hash = cache.memory.hash(key);
     let held = in_memory(cache, Tiers::Memory, hash, key);
     let Some((held, Standing::Current)) = held else {
@@ -213,7 +199,7 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    refuse_circle(cache, key)?;
+    refuse_circle(cache, &key::encode(&cache.prefix, key)?)?;
     let hash = cache.memory.hash(key);
     let mark = cache.fence.mark(hash);
     let (seat, mut wait) = cache.loads(Tiers::All).board(hash, key, mark);

@@ -12,6 +12,7 @@ use super::probe::{Reply, Story, in_memory};
 use super::sources::{note_absence, note_held, note_memory_alone};
 use crate::answer::{Answer, Load};
 use crate::cache::Inner;
+use crate::clock::Millis;
 use crate::entry::Held;
 use crate::error::{BoxError, Error, Result};
 use crate::fence::{Mark, Standing};
@@ -83,12 +84,9 @@ where
 
     /// What memory holds, for a caller that can wait no longer.
     pub(super) fn stand_in(&self, seeking: Seeking) -> Option<Reply<V>> {
-        let (held, standing) = in_memory(self.cache, self.read.tiers, self.hash, self.key)?;
         let now = self.cache.clock().monotonic();
-        let believed =
-            standing == Standing::Current || self.cache.rules.isolation == Isolation::Serve;
-        let may = policy::may_stand_in(&held.times, now, self.read.max_stale);
-        if !believed || !may || !seeking.accepts(&held) {
+        let (held, standing) = self.possible_stand_in(seeking, now)?;
+        if standing != Standing::Current && self.cache.rules.isolation != Isolation::Serve {
             return None;
         }
         self.note(Some(&held));
@@ -164,9 +162,7 @@ where
         let cache = self.cache;
         let store_key = key::encode(&cache.prefix, self.key)?;
         cache.shared.check_ready()?;
-        if scope::is_loading(&cache.name, &store_key) {
-            return Err(Error::reentered(&cache.name));
-        }
+        refuse_circle(cache, &store_key)?;
         cache
             .shared
             .join(&mut Budget::new(cache.shared.tier_budget))
@@ -191,7 +187,7 @@ where
                     let seeking = Seeking::of::<V, A>();
                     if let Some(held) = self.may_leave_with(seeking) {
                         fill.saw_stale(held);
-                        let waits = Some(Surroundings::here());
+                        let waits = Surroundings::here();
                         lead_apart(fill, self.read.tiers, seeking, load, key, waits);
                     } else {
                         let load = |fills: &mut [FillGuard<K, V>]| single(load, fills[0].load(key));
@@ -221,12 +217,18 @@ where
     /// somebody else has to lead it.
     fn may_leave_with(&self, seeking: Seeking) -> Option<Held<V>> {
         self.soft_deadline()?;
-        let (held, standing) = in_memory(self.cache, self.read.tiers, self.hash, self.key)?;
         let now = self.cache.clock().monotonic();
-        let may = standing == Standing::Current
-            && seeking.accepts(&held)
-            && policy::may_stand_in(&held.times, now, self.read.max_stale);
-        may.then_some(held)
+        let (held, standing) = self.possible_stand_in(seeking, now)?;
+        (standing == Standing::Current).then_some(held)
+    }
+
+    /// What memory holds and this caller would take in the place of what it asked for, if it can be
+    /// believed.
+    fn possible_stand_in(&self, seeking: Seeking, now: Millis) -> Option<(Held<V>, Standing)> {
+        let held = in_memory(self.cache, self.read.tiers, self.hash, self.key);
+        held.filter(|(held, _)| {
+            seeking.accepts(held) && policy::may_stand_in(&held.times, now, self.read.max_stale)
+        })
     }
 
     fn fill(
@@ -326,6 +328,18 @@ where
     }
 }
 
+/// An error inside a load of the key, which would wait for itself.
+pub(super) fn refuse_circle<K, V>(cache: &Inner<K, V>, store_key: &Bytes) -> Result<()>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    if scope::is_loading(&cache.name, store_key) {
+        return Err(Error::reentered(&cache.name));
+    }
+    Ok(())
+}
+
 /// A key of a batch that memory did not answer: its place and its call.
 pub(super) type Missed<'a, K, V> = (usize, Call<'a, K, V, K>);
 
@@ -401,9 +415,7 @@ where
     /// Boards the flight of one key of a batch; if this caller leads it, the fill is among `fills`.
     fn board(&self, token: LeaseToken, fills: &mut Vec<FillGuard<K, V>>) -> Result<Boarded<K, V>> {
         let store_key = key::encode(&self.cache.prefix, self.key)?;
-        if scope::is_loading(&self.cache.name, &store_key) {
-            return Err(Error::reentered(&self.cache.name));
-        }
+        refuse_circle(self.cache, &store_key)?;
         let mark = self.mark();
         let (seat, mut wait) = self.loads().board(self.hash, self.key, mark);
         if self.read.max_stale.is_some() {

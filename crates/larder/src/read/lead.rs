@@ -83,7 +83,7 @@ pub(super) fn refresh<K, V, Q, F, Fut, A, E>(
             Seeking::of::<V, A>(),
             load,
             key.to_owned(),
-            None,
+            Surroundings::none(),
         );
     }
 }
@@ -96,7 +96,7 @@ pub(super) fn lead_apart<K, V, F, Fut, A, E>(
     seeking: Seeking,
     load: F,
     key: K,
-    waits: Option<Surroundings>,
+    waits: Surroundings,
 ) where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -107,24 +107,18 @@ pub(super) fn lead_apart<K, V, F, Fut, A, E>(
 {
     // The closure may borrow from the caller, so it is called here; its future runs in the task.
     match loader::make(|| single(load, fill.load(key))) {
-        Ok(future) => {
-            let tasks = Arc::clone(&fill.cache().shared.tasks);
-            let lead = lead(vec![fill], tiers, seeking, |_| future);
-            match waits {
-                Some(surroundings) => tasks.spawn(TaskKind::Work, surroundings.run(lead)),
-                None => tasks.spawn(TaskKind::Work, lead),
-            }
-        }
+        Ok(future) => lead_behind(vec![fill], tiers, seeking, future, waits),
         Err(error) => write::fail(vec![fill], &error),
     }
 }
 
-/// Leads fills in a task of their own.
+/// Leads fills in a task of their own, within the surroundings of whoever waits for them.
 pub(super) fn lead_behind<K, V, Fut>(
     fills: Vec<FillGuard<K, V>>,
     tiers: Tiers,
     seeking: Seeking,
     future: Fut,
+    waits: Surroundings,
 ) where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -132,7 +126,8 @@ pub(super) fn lead_behind<K, V, Fut>(
 {
     let Some(first) = fills.first() else { return };
     let tasks = Arc::clone(&first.cache().shared.tasks);
-    tasks.spawn(TaskKind::Work, lead(fills, tiers, seeking, |_| future));
+    let lead = lead(fills, tiers, seeking, |_| future);
+    tasks.spawn(TaskKind::Work, waits.run(lead));
 }
 
 /// Leads fills: memory once more, then pending writes, then the tiers. What is in none of them

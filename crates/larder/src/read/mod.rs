@@ -35,6 +35,7 @@ use crate::loader;
 use crate::look::Seeking;
 use crate::options::{Read, Tiers};
 use crate::outcome::Reason;
+use crate::scope::Surroundings;
 use crate::store::LeaseToken;
 use crate::tier::{Budget, within};
 use crate::write;
@@ -280,7 +281,10 @@ where
     }
     if !refreshing.is_empty() {
         match loader::make(|| batch(&load, &refreshing)) {
-            Ok(future) => lead_behind(refreshing, read.tiers, Seeking::Entry, future),
+            Ok(future) => {
+                let (tiers, nobody) = (read.tiers, Surroundings::none());
+                lead_behind(refreshing, tiers, Seeking::Entry, future, nobody);
+            }
             Err(error) => write::fail(refreshing, &error),
         }
     }
