@@ -582,7 +582,7 @@ pub(crate) struct Opened<V> {
 }
 
 /// What the clones of a cache share. It holds the parts of the engine and joins none of them:
-/// the ways through them are in `read.rs` and `write.rs`.
+/// the ways through them are in `read/` and `write.rs`.
 pub(crate) struct Inner<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     pub(crate) name: Arc<str>,
     pub(crate) version: u32,

@@ -1,7 +1,7 @@
 //! A cache with its loader: read-through, warming, and loading ahead of need.
 //!
 //! ```text
-//! LoadingCache ── get, get_many ──► read.rs, as any other read ──► source: the loader, boxed
+//! LoadingCache ── get, get_many ──► read/, as any other read ──► source: the loader, boxed
 //! ```
 
 mod abreast;
