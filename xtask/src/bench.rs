@@ -16,6 +16,7 @@ pub(crate) fn run(workspace: &Workspace, what: &Bench) -> Result<String, String>
         (what.coherence, "coherence", Needs::Servers),
         (what.coherence, "beside-amalgam", Needs::Servers),
         (what.stampede, "stampede", Needs::Nothing),
+        (what.stampede, "refresh-ahead", Needs::Nothing),
     ];
     for (report, program, needs) in programs {
         let Some(report) = report else { continue };

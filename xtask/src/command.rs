@@ -20,7 +20,7 @@ cargo xtask <command>
                         tiers, and beside a bare GET
   bench coherence       invalidations, tags, the bus and round trips on a real server; and larder
                         beside amalgam-cache. Takes some minutes
-  bench stampede        many callers of one key at once, and XFetch
+  bench stampede        many callers of one key at once, XFetch, refresh-ahead
   bench hitratio DIR    larder's policies beside their rivals on the traces in DIR (NAME.txt.zst, a
                         key on each line); only where it is asked for
         --write         of these: also write the figures to their sections of docs/benchmarks.md

@@ -10,7 +10,7 @@ use larder::{Cache, Larder};
 use larder_bench::Result;
 use larder_bench::report::{Found, Row, destination, load, machine, table, write};
 use larder_bench::rounds::{ROUNDS, Spread};
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, OnceCell, watch};
 
 /// How many callers want the key at once.
 const CALLERS: [usize; 2] = [200, 10_000];
@@ -42,19 +42,35 @@ async fn main() -> Result<()> {
     })
 }
 
-/// All ask at the same moment for what is nowhere.
+/// All ask at the same moment for what is nowhere: larder, and a cell of tokio's that is filled once.
 async fn crowd(callers: usize) -> Result<Vec<Row>> {
     let cache: Cache<usize, usize> = Larder::local().cache("crowd").in_memory()?;
     let loads = Arc::new(AtomicUsize::new(0));
-    let (mut late, mut last) = (Vec::new(), Vec::new());
+    let (mut by_larder, mut by_cell) = (Behind::default(), Behind::default());
     for round in 0..ROUNDS {
-        let mut behind = one_crowd(&cache, &loads, round, callers).await?;
-        behind.sort();
-        late.push(behind[(callers * 99).div_ceil(100) - 1].as_secs_f64() * 1e9);
-        last.push(behind[callers - 1].as_secs_f64() * 1e9);
+        let ask = move |cache: Cache<usize, usize>, load: Load| async move {
+            let load = |_| async move {
+                load.run().await;
+                Result::Ok(round)
+            };
+            cache.get_or_load(&round, load).await.map(drop)
+        };
+        let took = one_crowd(callers, &loads, || cache.clone(), ask).await?;
+        by_larder.note(took);
+        let (cell, others) = (Arc::new(OnceCell::new()), Arc::default());
+        let ask = |cell: Arc<OnceCell<()>>, load: Load| async move {
+            cell.get_or_init(|| load.run()).await;
+            Ok(())
+        };
+        let took = one_crowd(callers, &others, || Arc::clone(&cell), ask).await?;
+        by_cell.note(took);
     }
     let loads = loads.load(Ordering::Relaxed);
     let limit = LATE.as_secs_f64() * 1e9;
+    let p99 =
+        |who: &str| format!("{callers} callers{who}: answered behind the end of the load, p99");
+    let last = |who: &str| format!("{callers} callers{who}: the last of them");
+    let cell = " of a `tokio::sync::OnceCell`";
     Ok(vec![
         Row::count(
             format!("{callers} callers of one missing key, {ROUNDS} times: loads"),
@@ -62,39 +78,78 @@ async fn crowd(callers: usize) -> Result<Vec<Row>> {
             Some(ROUNDS),
         ),
         Row::new(
-            format!("{callers} callers: answered behind the end of the load, p99"),
-            Found::Nanoseconds(Spread::of(late)?, Some(limit)),
+            p99(""),
+            Found::Nanoseconds(Spread::of(by_larder.p99)?, Some(limit)),
         ),
         Row::new(
-            format!("{callers} callers: the last of them"),
-            Found::Nanoseconds(Spread::of(last)?, None),
+            last(""),
+            Found::Nanoseconds(Spread::of(by_larder.last)?, None),
+        ),
+        Row::new(
+            p99(cell),
+            Found::Nanoseconds(Spread::of(by_cell.p99)?, None),
+        ),
+        Row::new(
+            last(cell),
+            Found::Nanoseconds(Spread::of(by_cell.last)?, None),
         ),
     ])
 }
 
+/// How long behind the end of the load callers had the value, in nanoseconds, one of each a round.
+#[derive(Default)]
+struct Behind {
+    p99: Vec<f64>,
+    last: Vec<f64>,
+}
+
+impl Behind {
+    fn note(&mut self, mut took: Vec<Duration>) {
+        took.sort();
+        let nanoseconds = |at: usize| took[at - 1].as_secs_f64() * 1e9;
+        self.p99.push(nanoseconds((took.len() * 99).div_ceil(100)));
+        self.last.push(nanoseconds(took.len()));
+    }
+}
+
+/// What a caller would do to have the value.
+struct Load {
+    count: Arc<AtomicUsize>,
+    ended: Arc<watch::Sender<Option<Instant>>>,
+}
+
+impl Load {
+    async fn run(self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(LOAD).await;
+        self.ended.send_replace(Some(Instant::now()));
+    }
+}
+
 /// How long behind the end of the load each caller had the value.
-async fn one_crowd(
-    cache: &Cache<usize, usize>,
-    loads: &Arc<AtomicUsize>,
-    key: usize,
+async fn one_crowd<C, Fut>(
     callers: usize,
-) -> Result<Vec<Duration>> {
+    loads: &Arc<AtomicUsize>,
+    cache: impl Fn() -> C,
+    ask: impl Fn(C, Load) -> Fut + Copy + Send + 'static,
+) -> Result<Vec<Duration>>
+where
+    C: Send + 'static,
+    Fut: Future<Output = larder::Result<()>> + Send,
+{
     let together = Arc::new(Barrier::new(callers));
-    let (ended, mut end) = tokio::sync::watch::channel(None);
+    let (ended, mut end) = watch::channel(None);
     let ended = Arc::new(ended);
     let tasks: Vec<_> = (0..callers)
         .map(|_| {
-            let (cache, together) = (cache.clone(), Arc::clone(&together));
-            let (loads, ended) = (Arc::clone(loads), Arc::clone(&ended));
+            let (cache, together) = (cache(), Arc::clone(&together));
+            let load = Load {
+                count: Arc::clone(loads),
+                ended: Arc::clone(&ended),
+            };
             tokio::spawn(async move {
                 together.wait().await;
-                let load = |_| async move {
-                    loads.fetch_add(1, Ordering::Relaxed);
-                    tokio::time::sleep(LOAD).await;
-                    ended.send_replace(Some(Instant::now()));
-                    Result::Ok(key)
-                };
-                let answer = cache.get_or_load(&key, load).await;
+                let answer = ask(cache, load).await;
                 (Instant::now(), answer)
             })
         })

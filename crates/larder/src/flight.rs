@@ -17,7 +17,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use equivalent::Equivalent;
@@ -37,14 +37,19 @@ pub(crate) struct Flights<K, T> {
 type Shard<K, T> = Mutex<HashTable<Arc<Flight<K, T>>>>;
 
 struct Flight<K, T> {
+    /// Where it stands. They hold each other until it is over, and no longer.
+    flights: Arc<Flights<K, T>>,
     key: K,
     hash: u64,
     mark: Mark,
+    /// What the leader landed. Outside the lock, for which all who wait would queue at once.
+    landed: OnceLock<T>,
     state: Mutex<State<T>>,
 }
 
 struct State<T> {
-    phase: Phase<T>,
+    /// Whether somebody leads, or did until it landed.
+    is_led: bool,
     /// What the leader showed ahead of landing.
     shown: Option<T>,
     /// One place per wait that was ever polled; empty once woken or dropped.
@@ -53,12 +58,6 @@ struct State<T> {
     free: Vec<usize>,
     /// How many [`Wait`]s exist, woken or not.
     waits: usize,
-}
-
-enum Phase<T> {
-    Led,
-    Vacant,
-    Landed(T),
 }
 
 /// What a wait ends with.
@@ -93,39 +92,26 @@ impl<K, T: Clone> Flights<K, T> {
                 Arc::clone(there.get())
             }
             Entry::Occupied(mut outdated) => {
-                let flight = Arc::new(Flight::new(key.to_owned(), hash, mark));
+                let flight = Arc::new(Flight::new(self, key.to_owned(), hash, mark));
                 *outdated.get_mut() = Arc::clone(&flight);
                 flight
             }
             Entry::Vacant(place) => {
-                let flight = Arc::new(Flight::new(key.to_owned(), hash, mark));
+                let flight = Arc::new(Flight::new(self, key.to_owned(), hash, mark));
                 place.insert(Arc::clone(&flight));
                 flight
             }
         };
         let mut state = lock(&flight.state);
         state.waits += 1;
-        let seat = state.take_lead().then(|| self.seat(&flight));
+        let seat = state.take_lead().then(|| Seat::of(&flight));
         drop(state);
-        let flights = Arc::clone(self);
-        (
-            seat,
-            Wait {
-                flights,
-                flight,
-                place: None,
-                until: Until::Shown,
-            },
-        )
-    }
-
-    fn seat(self: &Arc<Self>, flight: &Arc<Flight<K, T>>) -> Seat<K, T> {
-        let mark = flight.mark;
-        Seat {
-            flights: Arc::clone(self),
-            mark,
-            flight: Some(Arc::clone(flight)),
-        }
+        let wait = Wait {
+            flight,
+            place: None,
+            until: Until::Shown,
+        };
+        (seat, wait)
     }
 
     fn shard(&self, hash: u64) -> &Shard<K, T> {
@@ -141,18 +127,20 @@ impl<K, T: Clone> Flights<K, T> {
 }
 
 impl<K, T> Flight<K, T> {
-    fn new(key: K, hash: u64, mark: Mark) -> Self {
+    fn new(flights: &Arc<Flights<K, T>>, key: K, hash: u64, mark: Mark) -> Self {
         let state = State {
-            phase: Phase::Vacant,
+            is_led: false,
             shown: None,
             waiting: Vec::new(),
             free: Vec::new(),
             waits: 0,
         };
         Self {
+            flights: Arc::clone(flights),
             key,
             hash,
             mark,
+            landed: OnceLock::new(),
             state: Mutex::new(state),
         }
     }
@@ -161,11 +149,7 @@ impl<K, T> Flight<K, T> {
 impl<T> State<T> {
     /// Takes the lead if nobody has it.
     fn take_lead(&mut self) -> bool {
-        let vacant = matches!(self.phase, Phase::Vacant);
-        if vacant {
-            self.phase = Phase::Led;
-        }
-        vacant
+        !std::mem::replace(&mut self.is_led, true)
     }
 
     fn take_wakers(&mut self) -> Vec<Waker> {
@@ -179,13 +163,20 @@ fn wake_all(waiting: Vec<Waker>) {
 
 /// The lead of a flight. Dropped without [`Seat::land`], it passes the lead on.
 pub(crate) struct Seat<K, T: Clone> {
-    flights: Arc<Flights<K, T>>,
     mark: Mark,
     /// `None` once landed.
     flight: Option<Arc<Flight<K, T>>>,
 }
 
 impl<K, T: Clone> Seat<K, T> {
+    /// The lead of `flight`, which nobody has.
+    fn of(flight: &Arc<Flight<K, T>>) -> Self {
+        Self {
+            mark: flight.mark,
+            flight: Some(Arc::clone(flight)),
+        }
+    }
+
     /// The state of the fence that the flight belongs to.
     pub(crate) fn mark(&self) -> Mark {
         self.mark
@@ -214,10 +205,11 @@ impl<K, T: Clone> Seat<K, T> {
         };
         let waiting = {
             let mut state = lock(&flight.state);
-            state.phase = Phase::Landed(value);
+            // Under the lock, so that nobody who found nothing there waits for it afterwards.
+            let _: Result<(), T> = flight.landed.set(value);
             state.take_wakers()
         };
-        let mut shard = lock(self.flights.shard(flight.hash));
+        let mut shard = lock(flight.flights.shard(flight.hash));
         Flights::remove(&mut shard, &flight);
         drop(shard);
         wake_all(waiting);
@@ -229,9 +221,9 @@ impl<K, T: Clone> Drop for Seat<K, T> {
         let Some(flight) = self.flight.take() else {
             return;
         };
-        let mut shard = lock(self.flights.shard(flight.hash));
+        let mut shard = lock(flight.flights.shard(flight.hash));
         let mut state = lock(&flight.state);
-        state.phase = Phase::Vacant;
+        state.is_led = false;
         if state.waits == 0 {
             Flights::remove(&mut shard, &flight);
         }
@@ -244,7 +236,6 @@ impl<K, T: Clone> Drop for Seat<K, T> {
 
 /// A place on somebody else's flight.
 pub(crate) struct Wait<K, T: Clone> {
-    flights: Arc<Flights<K, T>>,
     flight: Arc<Flight<K, T>>,
     /// Where the waker stands, once polled.
     place: Option<usize>,
@@ -270,15 +261,19 @@ impl<K, T: Clone> Future for Wait<K, T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        let landed = |flight: &Flight<K, T>| flight.landed.get().cloned().map(Arrival::Landed);
+        if let Some(arrival) = landed(&this.flight) {
+            return Poll::Ready(arrival);
+        }
         let mut state = lock(&this.flight.state);
-        if let Phase::Landed(value) = &state.phase {
-            return Poll::Ready(Arrival::Landed(value.clone()));
+        if let Some(arrival) = landed(&this.flight) {
+            return Poll::Ready(arrival);
         }
         if let (Some(value), Until::Shown) = (&state.shown, this.until) {
             return Poll::Ready(Arrival::Landed(value.clone()));
         }
         if state.take_lead() {
-            return Poll::Ready(Arrival::Lead(this.flights.seat(&this.flight)));
+            return Poll::Ready(Arrival::Lead(Seat::of(&this.flight)));
         }
         let waker = Some(context.waker().clone());
         match this.place {
@@ -300,17 +295,17 @@ impl<K, T: Clone> Future for Wait<K, T> {
 
 impl<K, T: Clone> Drop for Wait<K, T> {
     fn drop(&mut self) {
-        if matches!(lock(&self.flight.state).phase, Phase::Landed(_)) {
-            return; // The flight is over and out of the table.
+        if self.flight.landed.get().is_some() {
+            return; // Nobody asks any more who waits, nor who leads.
         }
-        let mut shard = lock(self.flights.shard(self.flight.hash));
+        let mut shard = lock(self.flight.flights.shard(self.flight.hash));
         let mut state = lock(&self.flight.state);
         state.waits -= 1;
         if let Some(place) = self.place {
             state.waiting[place] = None;
             state.free.push(place);
         }
-        if state.waits == 0 && matches!(state.phase, Phase::Vacant) {
+        if state.waits == 0 && !state.is_led {
             Flights::remove(&mut shard, &self.flight);
         }
     }

@@ -12,10 +12,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use common::{Turns, Wobbly, faulty, found, lease_on, ms, never, polled, secs, soon, turn_until};
+use common::{found, lease_on, ms, never, polled, secs, soon, turn_until};
 use common::{with_tier, with_two_tiers};
-use larder::{Cache, ErrorKind, Larder, Loaded, Read};
-use larder_testkit::{Gate, LoadCounter, ManualClock, Operation, larder, settle};
+use larder::{Cache, ErrorKind, Loaded, Read};
+use larder_testkit::{Gate, LoadCounter, Operation, larder, settle};
 use tokio::task::JoinHandle;
 
 type Numbers = Cache<u64, u64>;
@@ -313,81 +313,6 @@ async fn a_loader_that_blocks_its_thread_cannot_keep_its_deadline_from_passing()
     release.send(()).unwrap();
     settle(&larder).await;
     assert_eq!(cache.get_in_memory(&1).as_deref(), Some(&8));
-}
-
-#[tokio::test]
-async fn a_caller_cancelled_at_any_await_leaves_nothing_behind() {
-    for tiers in 0..=2 {
-        for call in ["get_or_load", "get", "many", "set", "invalidate", "refresh"] {
-            let mut polls = 0;
-            while !cancelled_after(polls, tiers, call).await {
-                polls += 1;
-                assert!(polls < 200, "{call} over {tiers} tiers ends");
-            }
-            assert!(polls > 0, "{call}: at least the first poll is cancelled");
-        }
-    }
-}
-
-/// Cancels `call` after so many polls, and reads again; whether it had ended by then.
-async fn cancelled_after(polls: usize, tiers: usize, call: &str) -> bool {
-    let clock = ManualClock::new();
-    let stores: Vec<_> = (0..tiers).map(|_| faulty(&clock).0).collect();
-    let mut builder = Larder::builder("t")
-        .clock(clock.clone())
-        .without_backplane();
-    for store in &stores {
-        builder = builder.shared(Wobbly::new(store.clone(), Turns::exactly(1)));
-    }
-    let larder = builder.build().unwrap();
-    let cache: Numbers = larder
-        .cache("c")
-        .ttl("1m")
-        .grace("1h")
-        .load_concurrency(1)
-        .load_queue(0)
-        .build()
-        .unwrap();
-    let load = |_| async {
-        tokio::task::yield_now().await;
-        Ok::<_, io::Error>(7_u64)
-    };
-    let many = |keys: Vec<u64>| async {
-        tokio::task::yield_now().await;
-        Ok::<_, io::Error>(keys.into_iter().map(|key| (key, 7_u64)).collect::<Vec<_>>())
-    };
-    if call == "refresh" {
-        let _ = cache.set(1, 7).await.unwrap();
-        clock.advance(secs(61));
-    }
-    let ended = match call {
-        "get_or_load" | "refresh" => polled(polls, cache.get_or_load(&1, load)).await.is_some(),
-        "get" => polled(polls, cache.get(&1)).await.is_some(),
-        "many" => polled(polls, cache.get_or_load_many(&[1, 2], many))
-            .await
-            .is_some(),
-        "set" => polled(polls, cache.set(1, 7)).await.is_some(),
-        _ => polled(polls, cache.invalidate(&1)).await.is_some(),
-    };
-    settle(&larder).await;
-    let here = format!("{call} over {tiers} tiers after {polls} polls");
-    for store in &stores {
-        for key in ["t:c@1:1", "t:c@1:2"] {
-            assert_eq!(
-                lease_on(store.store(), key).await,
-                None,
-                "{here}: a lease is left on {key}"
-            );
-        }
-    }
-    // No flight: a read waits for nobody. No permit: the one that there is can be had.
-    let again = soon(cache.get_or_load_many(&[1, 2], many))
-        .await
-        .expect(&here);
-    assert!(again.iter().all(Option::is_some), "{here}");
-    settle(&larder).await;
-    assert_eq!(clock.sleepers(), 0, "{here}");
-    ended
 }
 
 #[tokio::test]

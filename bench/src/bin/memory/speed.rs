@@ -13,10 +13,11 @@ use larder_bench_engine::Engine;
 
 use crate::Effort;
 
-/// How many entries are resident, and how many a table takes that is to evict.
-const ENTRIES: usize = 100_000;
-/// How many keys there are where reads and inserts mix.
-const MIXED_KEYS: usize = 2 * ENTRIES;
+/// How many entries are resident, and how many a table takes that is to evict: what the processor's
+/// caches can hold of one table, and what they cannot.
+const ENTRIES: [usize; 2] = [10_000, 100_000];
+/// So many times as many keys as entries there are where reads and inserts mix.
+const MIXED_KEYS: usize = 2;
 /// One operation of so many is an insert there.
 const ONE_INSERT_IN: usize = 10;
 /// Operations per round and thread.
@@ -112,14 +113,17 @@ fn subjects(entries: usize) -> Result<Vec<Subject>> {
 }
 
 pub(crate) fn rows(effort: Effort) -> Result<Vec<Row>> {
-    let mut rows = hits(effort)?;
-    let (subjects, mut names) = (subjects(ENTRIES)?, Names(0));
-    for subject in &subjects {
-        let times = if subject.slow { 1 } else { 2 };
-        subject.table.fill(&names.next(times * ENTRIES));
+    let (mut rows, mut names) = (Vec::new(), Names(0));
+    for entries in ENTRIES {
+        rows.extend(hits(effort, entries)?);
+        let subjects = subjects(entries)?;
+        for subject in &subjects {
+            let times = if subject.slow { 1 } else { 2 };
+            subject.table.fill(&names.next(times * entries));
+        }
+        rows.extend(inserts(effort, entries, &subjects, &mut names)?);
+        rows.extend(mixed(effort, entries, &subjects)?);
     }
-    rows.extend(inserts(effort, &subjects, &mut names)?);
-    rows.extend(mixed(effort, &subjects)?);
     Ok(rows)
 }
 
@@ -142,15 +146,15 @@ fn keys(count: usize) -> Vec<Key> {
         .collect()
 }
 
-fn hits(effort: Effort) -> Result<Vec<Row>> {
-    let keys = keys(ENTRIES);
+fn hits(effort: Effort, entries: usize) -> Result<Vec<Row>> {
+    let keys = keys(entries);
     // Twice the room, so that no part of a divided table has to evict.
-    let subjects = subjects(2 * ENTRIES)?;
+    let subjects = subjects(2 * entries)?;
     for subject in &subjects {
         subject.table.fill(&keys);
     }
     let processors = std::thread::available_parallelism()?.get();
-    let draws = Draws::new(ENTRIES);
+    let draws = Draws::new(entries);
     let mut rows = Vec::new();
     for threads in THREADS.into_iter().filter(|&threads| threads <= processors) {
         let draws: Vec<_> = (0..threads)
@@ -165,8 +169,8 @@ fn hits(effort: Effort) -> Result<Vec<Row>> {
             })
         })?;
         let work = match threads {
-            1 => "hit, 1 thread".to_owned(),
-            _ => format!("hit, {threads} threads"),
+            1 => format!("hit, {entries} entries, 1 thread"),
+            _ => format!("hit, {entries} entries, {threads} threads"),
         };
         let limit = (threads <= 2).then_some(HIT);
         rows.extend(compared(
@@ -203,7 +207,12 @@ fn in_threads(shares: &[Vec<u32>], work: impl Fn(&[u32]) -> Result<()> + Sync) -
     Ok(took / shares[0].len() as u32)
 }
 
-fn inserts(effort: Effort, subjects: &[Subject], names: &mut Names) -> Result<Vec<Row>> {
+fn inserts(
+    effort: Effort,
+    entries: usize,
+    subjects: &[Subject],
+    names: &mut Names,
+) -> Result<Vec<Row>> {
     let times = interleaved(subjects.len(), effort.rounds, |who| {
         let subject = &subjects[who];
         let count = if subject.slow { 10 } else { effort.of(INSERTS) };
@@ -213,23 +222,24 @@ fn inserts(effort: Effort, subjects: &[Subject], names: &mut Names) -> Result<Ve
         Ok(began.elapsed() / count as u32)
     })?;
     compared(
-        "insert of a new key, full",
+        &format!("insert of a new key, full with {entries}"),
         &subjects.iter().collect::<Vec<_>>(),
         &times,
         Some(INSERT),
     )
 }
 
-fn mixed(effort: Effort, subjects: &[Subject]) -> Result<Vec<Row>> {
-    let keys = keys(MIXED_KEYS);
-    let draws = Draws::new(MIXED_KEYS).take(0, effort.of(MIXED));
+fn mixed(effort: Effort, entries: usize, subjects: &[Subject]) -> Result<Vec<Row>> {
+    let keys = keys(MIXED_KEYS * entries);
+    let draws = Draws::new(keys.len()).take(0, effort.of(MIXED));
     let subjects: Vec<_> = subjects.iter().filter(|subject| !subject.slow).collect();
     let times = interleaved(subjects.len(), effort.rounds, |who| {
         let began = Instant::now();
         subjects[who].table.mix(&keys, &draws);
         Ok(began.elapsed() / draws.len() as u32)
     })?;
-    compared("90 reads and 10 inserts", &subjects, &times, Some(BOTH))
+    let work = format!("90 reads and 10 inserts, {entries} entries");
+    compared(&work, &subjects, &times, Some(BOTH))
 }
 
 /// The first one's times, and those of the others in times of it.
@@ -259,14 +269,14 @@ fn compared(
 
 pub(crate) fn method() -> String {
     format!(
-        "String keys, values `Arc<[u8; {VALUE_BYTES}]>`, keys drawn by Zipf {SKEW}. Hits: {ENTRIES} keys are\n\
+        "String keys, values `Arc<[u8; {VALUE_BYTES}]>`, keys drawn by Zipf {SKEW}. Hits: so many keys are\n\
          resident in tables with room for twice as many, and with several threads the time is that of one\n\
-         operation of one thread. Inserts: tables of {ENTRIES} entries that are full, and every key is new.\n\
-         Mixed: one operation in {ONE_INSERT_IN} stores the key that was drawn from {MIXED_KEYS}, into the same tables.\n\
-         `larder` is `Cache` by `get_in_memory` and `set_in_memory`, with everything that it does for its users; the\n\
-         engine alone is its table, with expiry but without freshness, fence, tags and statistics: the targets\n\
-         are its own, as those of a public call are in the section on the read path. `floor` is\n\
-         `hashbrown` behind {FLOOR_SHARDS} locks; it and dashmap and papaya keep everything. amalgam-cache\n\
-         inserts 10 keys a round, since each insert takes so long, and is left out of the mix."
+         operation of one thread. Inserts: the tables are full, and every key is new. Mixed: one operation in\n\
+         {ONE_INSERT_IN} stores the key that was drawn, from {MIXED_KEYS} times as many keys as there is room for, in the\n\
+         same tables. `larder` is `Cache` by `get_in_memory` and `set_in_memory`, with everything that it does\n\
+         for its users; the engine alone is its table, with expiry but without freshness, fence, tags and\n\
+         statistics: the targets are its own, as those of a public call are in the section on the read path.\n\
+         `floor` is `hashbrown` behind {FLOOR_SHARDS} locks; it and dashmap and papaya keep everything.\n\
+         amalgam-cache inserts 10 keys a round, since each insert takes so long, and is left out of the mix."
     )
 }

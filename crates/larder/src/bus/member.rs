@@ -220,7 +220,8 @@ impl Shared {
         }
         self.begin_listening(bus);
         let mut progress = bus.progress.subscribe();
-        let heard = progress.wait_for(|progress| progress.trusted || progress.failed);
+        // In a box: it happens once, and every read that memory does not answer has room for it.
+        let heard = Box::pin(progress.wait_for(|progress| progress.trusted || progress.failed));
         let _spent = budget.wait(&*self.clock, heard).await;
         bus.awaited.store(false, SeqCst);
     }

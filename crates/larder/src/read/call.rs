@@ -1,7 +1,7 @@
 //! A read that memory did not answer: it boards the flight of its key and waits for what lands.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,10 +51,9 @@ where
     pub(super) async fn patiently(
         &self,
         seeking: Seeking,
-        slow: impl Future<Output = Result<Reply<V>>>,
+        mut slow: Pin<Box<impl Future<Output = Result<Reply<V>>>>>,
     ) -> Result<Reply<V>> {
         let clock = &**self.cache.clock();
-        let mut slow = pin!(slow);
         let mut waited = Duration::ZERO;
         if let Some(soft) = self.soft_deadline() {
             if let Some(reply) = within(clock, soft, slow.as_mut()).await {
@@ -129,7 +128,8 @@ where
                 let fills = if self.read.tiers == Tiers::Memory {
                     fills
                 } else {
-                    look(fills, Seeking::Peek, &mut budget).await
+                    // In a box, as everything that leaders alone do: thousands may wait.
+                    Box::pin(look(fills, Seeking::Peek, &mut budget)).await
                 };
                 for mut fill in serve_unverified(cache, fills, Seeking::Peek) {
                     write::give_back(cache, vec![&mut fill], &mut budget).await;
@@ -140,7 +140,7 @@ where
                 Arrival::Landed(landing) => {
                     let landed = landing?;
                     return Ok(if self.accepts(&landed, mark) {
-                        self.arrived(&landed, shared)
+                        self.arrived(landed, shared)
                     } else {
                         self.missing()
                     });
@@ -191,7 +191,8 @@ where
                         lead_apart(fill, self.read.tiers, seeking, load, key, waits);
                     } else {
                         let load = |fills: &mut [FillGuard<K, V>]| single(load, fills[0].load(key));
-                        lead(vec![fill], self.read.tiers, seeking, load).await;
+                        // In a box, as everything that leaders alone do: thousands may wait.
+                        Box::pin(lead(vec![fill], self.read.tiers, seeking, load)).await;
                     }
                 }
                 match (&mut wait).await {
@@ -205,7 +206,7 @@ where
                 }
                 continue;
             }
-            let reply = self.arrived(&landed, shared);
+            let reply = self.arrived(landed, shared);
             if A::out(reply.value.clone()).is_some() {
                 return Ok(reply);
             }
@@ -291,18 +292,6 @@ where
         }
     }
 
-    fn reply(&self, held: &Held<V>, origin: Origin, state: State) -> Reply<V> {
-        let reason = match origin {
-            Origin::StandIn => Reason::LoadFailed,
-            Origin::Confirmed => Reason::Confirmed,
-            Origin::Memory | Origin::Tier(_) | Origin::Loader | Origin::Nobody => self.reason,
-        };
-        Reply {
-            value: held.value.clone(),
-            story: Story::of(held, origin, state, reason),
-        }
-    }
-
     /// Leaves a note of what answers this read, if anything does.
     fn note(&self, held: Option<&Held<V>>) {
         match held {
@@ -314,17 +303,23 @@ where
         }
     }
 
-    fn arrived(&self, landed: &Landed<V>, shared: bool) -> Reply<V> {
+    fn arrived(&self, landed: Landed<V>, shared: bool) -> Reply<V> {
         self.note(landed.held.as_ref());
         if landed.is_fenced {
             scope::note_refused();
         }
-        let Some(held) = &landed.held else {
+        let Some(held) = landed.held else {
             return self.missing();
         };
-        let mut reply = self.reply(held, landed.origin, landed.state);
-        reply.story.shared = shared;
-        reply
+        let reason = match landed.origin {
+            Origin::StandIn => Reason::LoadFailed,
+            Origin::Confirmed => Reason::Confirmed,
+            Origin::Memory | Origin::Tier(_) | Origin::Loader | Origin::Nobody => self.reason,
+        };
+        let mut story = Story::of(&held, landed.origin, landed.state, reason);
+        story.shared = shared;
+        let value = held.value;
+        Reply { value, story }
     }
 }
 
@@ -458,7 +453,7 @@ where
                 Arrival::Landed(landing) => {
                     let landed = landing?;
                     if self.accepts(&landed, mark) {
-                        return Ok(self.arrived(&landed, shared));
+                        return Ok(self.arrived(landed, shared));
                     }
                     // Whoever has led has seen its load fail, and would only see that again.
                     if !shared {

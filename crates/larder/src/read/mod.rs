@@ -85,7 +85,7 @@ where
 {
     let caught_up;
     let read = if must_catch_up(cache, read) {
-        caught_up = catch_up(cache, *read).await;
+        caught_up = Box::pin(catch_up(cache, *read)).await;
         &caught_up
     } else {
         read
@@ -105,7 +105,7 @@ where
         key,
         reason,
     };
-    let reply = Box::pin(call.patiently(Seeking::Peek, call.peek())).await;
+    let reply = call.patiently(Seeking::Peek, Box::pin(call.peek())).await;
     cache.exit_with(hash, key, &reply);
     reply
 }
@@ -128,7 +128,7 @@ where
 {
     let caught_up;
     let read = if must_catch_up(cache, read) {
-        caught_up = catch_up(cache, *read).await;
+        caught_up = Box::pin(catch_up(cache, *read)).await;
         &caught_up
     } else {
         read
@@ -159,8 +159,8 @@ where
         key,
         reason,
     };
-    let slow = call.patiently(Seeking::of::<V, A>(), call.fetch(load));
-    let reply = Box::pin(slow).await;
+    let slow = Box::pin(call.fetch(load));
+    let reply = call.patiently(Seeking::of::<V, A>(), slow).await;
     cache.exit_with(hash, key, &reply);
     answer::<V, A>(reply?)
 }
@@ -240,7 +240,7 @@ where
 {
     let caught_up;
     let read = if must_catch_up(cache, read) {
-        caught_up = catch_up(cache, *read).await;
+        caught_up = Box::pin(catch_up(cache, *read)).await;
         &caught_up
     } else {
         read
