@@ -379,7 +379,9 @@ impl<K, T> Shard<K, T> {
     /// The last victim's place is taken over as it is, so that an insert that evicts one entry,
     /// the usual one in a full cache, moves no third.
     fn place(&mut self, slot: Slot<K, T>, now: Millis, leavings: &mut Leavings<K, T>) {
-        self.sweep(now, SWEEP_PER_INSERT, leavings);
+        if self.sweep.soonest <= now {
+            self.sweep(now, SWEEP_PER_INSERT, leavings);
+        }
         let mut vacant = None;
         while vacant.is_none() && (self.slots.is_full() || !self.has_room(slot.charge)) {
             let Some((at, reason)) = self.order.victim(&mut self.slots, now) else {

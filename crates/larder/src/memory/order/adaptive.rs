@@ -159,8 +159,11 @@ impl Adaptive {
     fn pass(&mut self, charge: u64) {
         let each = (self.quota / TICKS).max(1);
         self.unticked += charge;
-        self.tick = self.tick.wrapping_add((self.unticked / each) as u8);
-        self.unticked %= each;
+        // Few that enter end a tick, and a division is slow.
+        if self.unticked >= each {
+            self.tick = self.tick.wrapping_add((self.unticked / each) as u8);
+            self.unticked %= each;
+        }
     }
 
     fn drift(&mut self, charge: u64) {
