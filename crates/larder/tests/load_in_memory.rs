@@ -84,6 +84,39 @@ fn a_stale_value_is_loaded_anew_and_stands_in_for_a_while_for_a_load_that_fails(
 }
 
 #[test]
+fn what_is_invalidated_or_written_during_a_load_that_fails_is_seen_by_its_caller() {
+    let during: [fn(&Cache<u64, u64>); 3] = [
+        |cache| cache.invalidate_in_memory(&7),
+        |cache| cache.set_in_memory(7, 50).unwrap(),
+        Cache::clear_in_memory,
+    ];
+    for (happens, given) in during.into_iter().zip([None, Some(50), None]) {
+        let (larder, clock) = larder_testkit::larder("t");
+        let cache = larder.cache("c").ttl("10s").grace("1h");
+        let cache: Cache<u64, u64> = cache.in_memory().unwrap();
+        cache.set_in_memory(7, 1).unwrap();
+        clock.advance(Duration::from_secs(11));
+        let read = cache.get_or_load_in_memory(&7, || {
+            happens(&cache);
+            failed()
+        });
+        assert_eq!(read.ok().as_deref().copied(), given);
+    }
+}
+
+#[test]
+fn behind_its_grace_a_value_stands_in_for_a_load_that_fails_as_long_as_it_may() {
+    let (larder, clock) = larder_testkit::larder("t");
+    let cache = larder.cache("c").ttl("10s").stale_on_error("1h");
+    let cache: Cache<u64, u64> = cache.in_memory().unwrap();
+    cache.set_in_memory(7, 1).unwrap();
+    clock.advance(Duration::from_secs(11));
+    assert_eq!(*cache.get_or_load_in_memory(&7, failed).unwrap(), 1);
+    clock.advance(Duration::from_secs(3600));
+    assert!(cache.get_or_load_in_memory(&7, failed).is_err());
+}
+
+#[test]
 fn a_fresh_value_is_served_to_its_end_though_others_refresh_it_early() {
     let (larder, clock) = larder_testkit::larder("t");
     let cache = larder.cache("c").ttl("100s").eager_refresh(0.8);

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use super::probe::{Probe, Story, probe};
+use super::probe::{Probe, Story, in_memory, probe};
 use super::sources::{note_held, note_memory_alone};
 use crate::answer::Loaded;
 use crate::cache::Inner;
+use crate::entry::Held;
 use crate::error::Result;
+use crate::fence::Standing;
 use crate::fill::{Landed, Origin};
 use crate::key::{AsKey, CacheKey};
-use crate::options::Read;
+use crate::options::{Read, Tiers};
 use crate::outcome::{Reason, State};
+use crate::policy;
 use crate::scope::{self, Inherited};
 use crate::stats::Count;
 use crate::write;
@@ -34,22 +37,19 @@ where
     let hash = cache.memory.hash(key);
     let mark = cache.fence.mark(hash);
     let (probed, noted) = probe_aside(cache, hash, key);
-    let (held, reason) = match probed {
-        Probe::Serve(reply) => (Some(reply), Reason::InMemory),
+    let reason = match probed {
+        Probe::Refresh(reply) if reply.story.state == State::Stale => Reason::Refreshing,
         // Nothing refreshes it in the background, and it is not yet time to wait for a load.
-        Probe::Refresh(reply) if reply.story.state == State::Fresh => {
-            (Some(reply), Reason::InMemory)
+        Probe::Serve(reply) | Probe::Refresh(reply) => {
+            if let Some(value) = answer(reply.value) {
+                scope::extend(noted);
+                cache.exit(hash, key, &reply.story);
+                return Ok(value);
+            }
+            Reason::InMemory
         }
-        // It is there in case the load fails.
-        Probe::Refresh(reply) => (Some(reply), Reason::Refreshing),
-        Probe::Fetch(reason) => (None, reason),
+        Probe::Fetch(reason) => reason,
     };
-    let mut held = held.and_then(|reply| Some((answer(reply.value)?, reply.story)));
-    if let Some((value, story)) = held.take_if(|_| reason == Reason::InMemory) {
-        scope::extend(noted);
-        cache.exit(hash, key, &story);
-        return Ok(value);
-    }
     let clock = cache.clock();
     let began = clock.monotonic();
     let (loaded, inherited) = scope::inherit_now(load);
@@ -70,10 +70,16 @@ where
         }
         Err(error) => {
             cache.count(Count::LoadFailed, 1);
-            if let Some((value, story)) = held {
+            if let Some((value, held)) = stand_in(cache, hash, key, &answer) {
                 write::throttle_in_memory(cache, mark, hash, key);
-                scope::extend(noted);
+                note_held(cache, key, &held);
+                note_memory_alone(cache);
                 cache.count(Count::StoodIn, 1);
+                let state = match held.times.is_fresh(clock.monotonic()) {
+                    true => State::Fresh,
+                    false => State::Stale,
+                };
+                let story = Story::of(&held, Origin::StandIn, state, Reason::LoadFailed);
                 cache.exit(hash, key, &story);
                 return Ok(value);
             }
@@ -106,6 +112,26 @@ where
     } else {
         (probe(), Inherited::default())
     }
+}
+
+/// What memory holds by now for a caller whose load failed: what was invalidated meanwhile is gone.
+fn stand_in<K, V, Q, T>(
+    cache: &Inner<K, V>,
+    hash: u64,
+    key: &Q,
+    answer: impl Fn(Option<Arc<V>>) -> Option<T>,
+) -> Option<(T, Held<V>)>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    let (held, standing) = in_memory(cache, Tiers::Memory, hash, key)?;
+    let now = cache.clock().monotonic();
+    if standing != Standing::Current || !policy::may_stand_in(&held.times, now, None) {
+        return None;
+    }
+    Some((answer(held.value.clone())?, held))
 }
 
 /// What the cache has for a caller whose load failed. Nothing made from it is kept.
