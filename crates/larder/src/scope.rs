@@ -58,6 +58,11 @@ impl Loading {
     }
 }
 
+/// Whether this task is in a load at all.
+pub(crate) fn is_in_load() -> bool {
+    LOADING.try_with(|_| ()).is_ok()
+}
+
 /// Whether this task is in a load of the key, which would wait for itself if it asked for it.
 pub(crate) fn is_loading(cache: &Arc<str>, key: &Bytes) -> bool {
     let within = LOADING.try_with(|loading| loading.includes(cache, key));

@@ -15,7 +15,7 @@ use crate::error::{BoxError, Result};
 use crate::fence::Standing;
 use crate::fill::{Landed, Origin};
 use crate::flight::Arrival;
-use crate::key::{self, CacheKey};
+use crate::key::CacheKey;
 use crate::look::Seeking;
 use crate::options::{Read, Tiers};
 use crate::outcome::Reason;
@@ -161,7 +161,7 @@ where
     Fut: Future<Output = Result<Loaded<V>, BoxError>> + Send + 'static,
 {
     cache.shared.check_ready()?;
-    refuse_circle(cache, &key::encode(&cache.prefix, key)?)?;
+    refuse_circle(cache, key)?;
     let hash = cache.memory.hash(key);
     let held = in_memory(cache, Tiers::Memory, hash, key);
     let Some((held, Standing::Current)) = held else {
@@ -199,7 +199,7 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    refuse_circle(cache, &key::encode(&cache.prefix, key)?)?;
+    refuse_circle(cache, key)?;
     let hash = cache.memory.hash(key);
     let mark = cache.fence.mark(hash);
     let (seat, mut wait) = cache.loads(Tiers::All).board(hash, key, mark);

@@ -160,9 +160,8 @@ where
         E: Into<BoxError> + Send + 'static,
     {
         let cache = self.cache;
-        let store_key = key::encode(&cache.prefix, self.key)?;
         cache.shared.check_ready()?;
-        refuse_circle(cache, &store_key)?;
+        refuse_circle(cache, self.key)?;
         cache
             .shared
             .join(&mut Budget::new(cache.shared.tier_budget))
@@ -181,8 +180,8 @@ where
                     cache.shared.check_open()?;
                     // Whoever has loaded once and is asked to lead again saw its task end.
                     let load = load.take().ok_or_else(Error::load_lost)?;
-                    let token = LeaseToken::random();
-                    let mut fill = self.fill(seat, store_key.clone(), token, mark);
+                    let store_key = key::encode(&cache.prefix, self.key)?;
+                    let mut fill = self.fill(seat, store_key, LeaseToken::random(), mark);
                     let key = self.key.to_owned();
                     let seeking = Seeking::of::<V, A>();
                     if let Some(held) = self.may_leave_with(seeking) {
@@ -324,12 +323,13 @@ where
 }
 
 /// An error inside a load of the key, which would wait for itself.
-pub(super) fn refuse_circle<K, V>(cache: &Inner<K, V>, store_key: &Bytes) -> Result<()>
+pub(super) fn refuse_circle<K, V, Q>(cache: &Inner<K, V>, key: &Q) -> Result<()>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
 {
-    if scope::is_loading(&cache.name, store_key) {
+    if scope::is_in_load() && scope::is_loading(&cache.name, &key::encode(&cache.prefix, key)?) {
         return Err(Error::reentered(&cache.name));
     }
     Ok(())
@@ -410,7 +410,7 @@ where
     /// Boards the flight of one key of a batch; if this caller leads it, the fill is among `fills`.
     fn board(&self, token: LeaseToken, fills: &mut Vec<FillGuard<K, V>>) -> Result<Boarded<K, V>> {
         let store_key = key::encode(&self.cache.prefix, self.key)?;
-        refuse_circle(self.cache, &store_key)?;
+        refuse_circle(self.cache, self.key)?;
         let mark = self.mark();
         let (seat, mut wait) = self.loads().board(self.hash, self.key, mark);
         if self.read.max_stale.is_some() {
