@@ -237,6 +237,8 @@ where
         let stand_in = fill
             .stale()
             .filter(|held| held.value.is_some() && policy::may_stand_in(&held.times, now, None))
+            // The mark of a fill knows nothing of tags.
+            .filter(|held| cache.fence.standing(held, now) != Standing::Gone)
             .filter(|_| cache.fence.holds(fill.mark()))
             .cloned();
         let Some(mut held) = stand_in else {

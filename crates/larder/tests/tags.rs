@@ -261,6 +261,36 @@ async fn a_stale_value_whose_tag_went_stands_in_for_nothing() {
 }
 
 #[tokio::test]
+async fn a_stale_value_whose_tag_goes_while_its_load_fails_does_not_stand_in() {
+    for (here, larder, clock) in larders() {
+        let cache: Numbers = larder
+            .cache("c")
+            .ttl("1m")
+            .stale_on_error("1h")
+            .build()
+            .unwrap();
+        cache.get_or_load(&1, |_| tagged(6, &["a"])).await.unwrap();
+        clock.advance(secs(61));
+        let gate = Gate::new();
+        let read = tokio::spawn({
+            let (cache, gate) = (cache.clone(), gate.clone());
+            async move {
+                let load = |_| async move {
+                    gate.wait().await;
+                    Err::<u64, _>(io::Error::other("no route"))
+                };
+                cache.get_or_load(&1, load).await
+            }
+        });
+        soon(gate.arrived(1)).await;
+        let _ = larder.invalidate_tag("a").await.unwrap();
+        gate.open();
+        let error = soon(read).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Load, "{here}");
+    }
+}
+
+#[tokio::test]
 async fn a_load_is_refused_if_another_process_invalidates_its_tag_meanwhile() {
     let (larder, clock, tier) = with_tier("t");
     let other = another_process("t", &clock, &tier);
