@@ -454,6 +454,37 @@ async fn what_cannot_be_a_tag_is_an_error() {
 }
 
 #[tokio::test]
+async fn groups_that_panic_are_an_error_and_cost_one_load_for_all() {
+    let (larder, _clock) = larder_testkit::larder("t");
+    let cache: Numbers = larder
+        .cache("c")
+        .groups(|_: &u64| panic!("a slip"))
+        .build()
+        .unwrap();
+    let loads = LoadCounter::new();
+    let readers: Vec<_> = (0..10)
+        .map(|_| {
+            let (cache, loads) = (cache.clone(), loads.clone());
+            tokio::spawn(async move {
+                let load = |_| async move {
+                    let _load = loads.begin();
+                    tokio::task::yield_now().await;
+                    Ok::<_, io::Error>(1)
+                };
+                cache.get_or_load(&1, load).await
+            })
+        })
+        .collect();
+    for reader in readers {
+        let error = soon(reader).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+    }
+    assert_eq!(loads.starts(), 1);
+    let error = cache.set(1, 1).await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+}
+
+#[tokio::test]
 async fn a_group_takes_its_entries_and_leaves_the_same_name_elsewhere_alone() {
     for (here, larder, _) in larders() {
         let pages = |name: &str| -> Cache<(u64, u64), u64> {
