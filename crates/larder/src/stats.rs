@@ -134,7 +134,7 @@ pub struct CacheStats {
     pub loads: u64,
     /// Loads that ended in an error, a panic or past their deadline.
     pub load_errors: u64,
-    /// The time spent in loads, in milliseconds.
+    /// The time spent in loads, in milliseconds, without the waits for their turns.
     pub load_millis: u64,
     /// Reads that waited for a load or a tier read that another caller had begun.
     pub shared_loads: u64,
