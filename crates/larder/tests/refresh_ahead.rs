@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{another_process, ms, secs, soon, until, with_tier};
 use larder::{Cache, ErrorKind, Larder, Load, LoadingCache, RefreshAhead};
-use larder_testkit::{Gate, LoadCounter, ManualClock, larder, seeds};
+use larder_testkit::{Gate, LoadCounter, ManualClock, larder, seeds, settle};
 
 /// A source that notes what it is asked for, in order, and may be told to fail.
 #[derive(Clone, Default)]
@@ -93,7 +93,7 @@ async fn popular_keys_are_refreshed_in_time_highest_first_and_the_others_die() {
     assert!(source.asked().is_empty(), "nothing is due");
     read(&loading, 1, 1).await;
     tick(&clock, secs(1)).await;
-    until("they are refreshed", || refreshing.stats().refreshes == 2).await;
+    until("they are refreshed", || refreshing.stats().refreshes == 3).await;
     read(&loading, 1, 1).await;
     tick(&clock, secs(1)).await;
     assert_eq!(source.asked(), [2, 3, 1]);
@@ -275,6 +275,28 @@ async fn dropping_it_ends_it_and_there_is_one_at_a_time() {
         loading.refresh_ahead(plain()).unwrap_err().kind(),
         ErrorKind::Closed
     );
+}
+
+#[tokio::test]
+async fn who_reads_right_behind_a_refresh_has_used_it() {
+    let (larder, clock) = larder("t");
+    let source = Source::default();
+    let loading = source.bound_to(&hundred_seconds(&larder));
+    let refreshing = loading.refresh_ahead(plain()).unwrap();
+    read(&loading, 1, 5).await;
+    tick(&clock, secs(80)).await;
+    until("it is loaded", || source.asked.lock().unwrap().len() == 2).await;
+    settle(&larder).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    // Before the next tick, and then no more.
+    read(&loading, 1, 1).await;
+    soon(clock.sleeping(1)).await;
+    clock.advance(secs(120));
+    until("it rests", || clock.sleepers() == 0).await;
+    let stats = refreshing.stats();
+    assert_eq!((stats.useful, stats.wasted), (1, 0));
 }
 
 #[tokio::test]

@@ -255,10 +255,8 @@ where
         let popular = cache.watchers.popular();
         let (mut noted, mut halved_at) = (self.noted, cache.clock().monotonic());
         loop {
-            cache.clock().sleep(self.options.tick).await;
-            while let Some((hash, ended)) = self.under_way.try_next() {
-                self.ended(popular, hash, ended);
-            }
+            let tick = cache.clock().sleep(self.options.tick);
+            self.note_until(tick, popular).await;
             let now = cache.clock().monotonic();
             let wasted = self.outstanding.write_off(&popular.awaited, now);
             self.counts.wasted.fetch_add(wasted, Relaxed);
@@ -274,6 +272,21 @@ where
             } else if self.outstanding.is_empty() && self.under_way.is_empty() {
                 popular.read_again(noted).await;
             }
+        }
+    }
+
+    /// Notes at once how refreshes end, until `tick` is over: who reads right behind one has read what
+    /// it brought.
+    async fn note_until(&mut self, mut tick: BoxFuture<'static, ()>, popular: &Popular<K>) {
+        loop {
+            let next = std::future::poll_fn(|context| match self.under_way.poll_next(context) {
+                Poll::Ready(Some(ended)) => Poll::Ready(Some(ended)),
+                Poll::Ready(None) | Poll::Pending => tick.as_mut().poll(context).map(|()| None),
+            });
+            let Some((hash, ended)) = next.await else {
+                return;
+            };
+            self.ended(popular, hash, ended);
         }
     }
 
