@@ -278,6 +278,22 @@ async fn dropping_it_ends_it_and_there_is_one_at_a_time() {
 }
 
 #[tokio::test]
+async fn who_drops_it_may_begin_anew_at_once() {
+    let (larder, _clock) = larder("t");
+    let loading = Source::default().bound_to(&hundred_seconds(&larder));
+    drop(loading.refresh_ahead(plain()).unwrap());
+    let again = loading.refresh_ahead(plain()).unwrap();
+    tokio::task::yield_now().await;
+    let twice = loading.refresh_ahead(plain()).unwrap_err();
+    assert_eq!(
+        twice.kind(),
+        ErrorKind::Config,
+        "the first one took nothing along"
+    );
+    drop(again);
+}
+
+#[tokio::test]
 async fn who_reads_right_behind_a_refresh_has_used_it() {
     let (larder, clock) = larder("t");
     let source = Source::default();

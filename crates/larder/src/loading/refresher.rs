@@ -1,5 +1,6 @@
 //! Refreshing popular keys before they expire, in the background.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -127,6 +128,7 @@ pub(super) struct Counts {
 #[must_use = "dropping it ends the refreshing"]
 pub struct Refreshing {
     stats: Box<dyn Fn() -> RefreshAheadStats + Send + Sync>,
+    _told: Box<dyn Any + Send + Sync>,
     _end: oneshot::Sender<()>,
 }
 
@@ -171,10 +173,10 @@ where
     popular.restart(options.keys, options.sample);
     let useful_before = popular.useful.load(Relaxed);
     let counts = Arc::<Counts>::default();
+    let told = Told::of(&cache, Watcher::Popular);
     let (end, cancelled) = oneshot::channel();
     let refresher = Refresher {
         loading: loading.clone(),
-        _told: Told::of(&cache, Watcher::Popular),
         allowance: Allowance::new(options.per_second, cache.clock().monotonic()),
         options,
         supply,
@@ -194,6 +196,7 @@ where
     };
     Ok(Refreshing {
         stats: Box::new(stats),
+        _told: Box::new(told),
         _end: end,
     })
 }
@@ -213,7 +216,6 @@ pub(super) async fn until(mut cancelled: oneshot::Receiver<()>, work: impl Futur
 /// The task that keeps keys fresh.
 struct Refresher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     loading: LoadingCache<K, V>,
-    _told: Told<K, V>,
     options: RefreshAhead,
     supply: Option<Supply<K>>,
     counts: Arc<Counts>,
@@ -226,7 +228,8 @@ struct Refresher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     outstanding: Outstanding,
 }
 
-/// Has somebody told of the reads of a cache, until it is dropped.
+/// Has somebody told of the reads of a cache, until it is dropped: with the handle of whoever wants
+/// that, so that they may begin anew at once, and not with their task, which ends later.
 pub(super) struct Told<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     cache: Arc<Inner<K, V>>,
     watcher: Watcher,
