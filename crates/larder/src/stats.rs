@@ -138,7 +138,8 @@ pub struct CacheStats {
     pub load_millis: u64,
     /// Reads that waited for a load or a tier read that another caller had begun.
     pub shared_loads: u64,
-    /// Loads in the background, while the stale value was served.
+    /// Refreshes that began in the background, while what was there was served. Where another process
+    /// turned out to load the key already, there was no load here.
     pub refreshes: u64,
     /// Loads that failed and that a stale value stood in for.
     pub stood_in: u64,
