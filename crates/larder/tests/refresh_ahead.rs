@@ -278,6 +278,24 @@ async fn dropping_it_ends_it_and_there_is_one_at_a_time() {
 }
 
 #[tokio::test]
+async fn what_reads_prolong_is_refreshed_before_its_greatest_age() {
+    let (larder, clock) = larder("t");
+    let builder = larder.cache("c").ttl("100s").sliding("1000s");
+    let source = Source::default();
+    let loading = source.bound_to(&builder.memory_ttl("1000s").build().unwrap());
+    let _refreshing = loading.refresh_ahead(plain()).unwrap();
+    for _ in 0..79 {
+        read(&loading, 1, 1).await;
+        tick(&clock, secs(10)).await;
+    }
+    settle(&larder).await;
+    assert_eq!(source.asked(), [1]);
+    read(&loading, 1, 1).await;
+    tick(&clock, secs(10)).await;
+    until("it is refreshed", || source.asked() == [1]).await;
+}
+
+#[tokio::test]
 async fn who_drops_it_may_begin_anew_at_once() {
     let (larder, _clock) = larder("t");
     let loading = Source::default().bound_to(&hundred_seconds(&larder));

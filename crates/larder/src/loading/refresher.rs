@@ -332,7 +332,7 @@ where
     /// Whether a key is to be loaded now: one that memory has, or any that was supplied.
     fn is_due(&self, key: &K) -> bool {
         let cache = self.loading.cache.inner();
-        let Some(times) = ahead::times(cache, key) else {
+        let Some(times) = ahead::times_of_all(cache, key) else {
             return self.supply.is_some();
         };
         let now = cache.clock().monotonic();
