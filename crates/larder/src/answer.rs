@@ -96,6 +96,30 @@ impl<V> Loaded<V> {
 
     /// The stale value that [`Load::stale`] showed is still right: it is fresh again. An error if
     /// there was none.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Load, Loaded};
+    ///
+    /// // Stands for a server that answers 304 to those who have the current version.
+    /// async fn fetch(load: Load<u64, String>) -> Result<Loaded<String>, std::io::Error> {
+    ///     if load.stale().and_then(|stale| stale.etag()) == Some("v7") {
+    ///         return Ok(Loaded::not_modified());
+    ///     }
+    ///     Ok(Loaded::value("a long page".to_owned()).etag("v7"))
+    /// }
+    ///
+    /// let pages: Cache<u64, String> =
+    ///     Larder::local().cache("page").ttl("1m").stale_on_error("1h").in_memory()?;
+    /// let first = pages.get_or_load(&7, fetch).await?;
+    /// let _ = pages.expire(&7).await?; // as if its minute were over
+    /// let second = pages.get_or_load(&7, fetch).await?;
+    /// assert_eq!(first, second);
+    /// assert_eq!(pages.stats().loads, 2);
+    /// assert!(pages.get(&7).await?.is_some(), "fresh again");
+    /// # Ok(()) }
+    /// ```
     pub fn not_modified() -> Self {
         Self::new(Content::NotModified, Keep::Store)
     }

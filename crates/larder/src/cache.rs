@@ -641,10 +641,19 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         }
     }
 
-    /// The inner names of the groups of a key.
+    /// The inner names of the groups of a key. What cannot be labelled could not be invalidated by its
+    /// label either, so a function that panics makes it an error.
     pub(crate) fn groups_of(&self, key: &K) -> Result<Vec<Box<str>>> {
-        let groups = self.groups.iter().flat_map(|groups| groups(key));
-        let named = groups.map(|group| {
+        let Some(groups) = &self.groups else {
+            return Ok(Vec::new());
+        };
+        let groups = catch_unwind(AssertUnwindSafe(|| groups(key))).map_err(|_panic| {
+            let name = &self.name;
+            Error::config(format!(
+                "the function that says the groups of a key of cache `{name}` panicked"
+            ))
+        })?;
+        let named = groups.into_iter().map(|group| {
             name::check(&group).map_err(Error::config)?;
             Ok(name::of_group(&self.name, &group))
         });

@@ -17,7 +17,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use equivalent::Equivalent;
@@ -25,7 +25,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use crate::fence::Mark;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, OnceLock, lock};
 
 const SHARDS: usize = 16;
 

@@ -134,3 +134,55 @@ fn those_who_insist_get_what_lands_under_any_schedule() {
         SCHEDULES,
     );
 }
+
+/// Looks once and leaves, as a caller whose patience is over, with whatever it has.
+fn leave(sky: &Sky, mark: Mark) {
+    let (seat, mut wait) = sky.board(1, &7, mark);
+    block_on(std::future::poll_fn(|context| {
+        drop(Pin::new(&mut wait).poll(context));
+        Poll::Ready(())
+    }));
+    drop((wait, seat));
+}
+
+/// A leader that shows something and then goes, or lands.
+fn show(sky: &Sky, mark: Mark, lands: bool) {
+    let (seat, wait) = sky.board(1, &7, mark);
+    drop(wait);
+    let Some(seat) = seat else { return };
+    seat.show(1);
+    if lands {
+        seat.land(2);
+    }
+}
+
+#[test]
+fn those_who_leave_strand_nobody_and_leave_nothing_behind_under_any_schedule() {
+    let leaving = |lands| {
+        let sky: Sky = Arc::new(Flights::new());
+        let mark = Fence::alone().mark(1);
+        let others: [fn(&Sky, Mark, bool); 3] = [
+            |sky, mark, _| leave(sky, mark),
+            |sky, mark, _| leave(sky, mark),
+            show,
+        ];
+        let others = others.map(|other| {
+            let sky = Arc::clone(&sky);
+            thread::spawn(move || other(&sky, mark, lands))
+        });
+        let stays = {
+            let sky = Arc::clone(&sky);
+            thread::spawn(move || fly(&sky, mark, 3, false, &AtomicUsize::new(0)))
+        };
+        assert!(stays.join().unwrap().is_some());
+        for other in others {
+            other.join().unwrap();
+        }
+        assert!(is_empty(&sky));
+        assert_eq!(Arc::strong_count(&sky), 1, "no flight holds the sky up");
+    };
+    for lands in [false, true] {
+        shuttle::check_random(move || leaving(lands), SCHEDULES);
+        shuttle::check_pct(move || leaving(lands), SCHEDULES, 3);
+    }
+}

@@ -594,6 +594,16 @@ where
     }
 
     /// See [`CacheOptions::jitter`].
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// // Each entry lives 54 to 60 minutes.
+    /// let menus: Cache<u64, String> =
+    ///     Larder::local().cache("menu").ttl("1h").jitter(0.1).in_memory()?;
+    /// # Ok(()) }
+    /// ```
     pub fn jitter(mut self, share: f64) -> Self {
         self.options.jitter = share;
         self
@@ -669,6 +679,17 @@ where
     }
 
     /// See [`CacheOptions::eager_refresh`].
+    ///
+    /// ```
+    /// # fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// // Whoever reads in the last two minutes of ten is served, and has the entry refreshed.
+    /// let prices: Cache<u64, f64> =
+    ///     Larder::local().cache("price").ttl("10m").eager_refresh(0.8).in_memory()?;
+    /// assert!(Larder::local().cache::<u64, f64>("p").eager_refresh(1.5).in_memory().is_err());
+    /// # Ok(()) }
+    /// ```
     pub fn eager_refresh(mut self, share: f64) -> Self {
         self.options.eager_refresh = Some(share);
         self
@@ -691,12 +712,43 @@ where
     }
 
     /// See [`CacheOptions::grace`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let larder = Larder::local();
+    /// let menus: Cache<u64, u32> = larder.cache("menu").ttl("1h").grace("6h").in_memory()?;
+    /// let _ = menus.set(7, 1).await?;
+    /// let _ = menus.expire(&7).await?; // as if its hour were over
+    /// let load = |_| async { Ok::<_, std::io::Error>(2) };
+    /// assert_eq!(*menus.get_or_load(&7, load).await?, 1); // at once, and refreshed behind it
+    /// larder.settle().await;
+    /// assert_eq!(*menus.get_or_load(&7, load).await?, 2);
+    /// # Ok(()) }
+    /// ```
     pub fn grace(mut self, grace: impl Span) -> Self {
         self.options.grace = self.span("grace", grace).unwrap_or_default();
         self
     }
 
     /// See [`CacheOptions::stale_on_error`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Read, Reason};
+    ///
+    /// let rates: Cache<u64, f64> =
+    ///     Larder::local().cache("rate").ttl("1m").stale_on_error("1d").in_memory()?;
+    /// let _ = rates.set(7, 1.08).await?;
+    /// let _ = rates.expire(&7).await?; // as if its minute were over
+    /// let broken = |_| async { Err::<f64, _>(std::io::Error::other("no route")) };
+    /// let answered = rates.with(Read::new()).get_or_load_explained(&7, broken).await?;
+    /// assert_eq!((*answered.value, answered.outcome.reason), (1.08, Reason::LoadFailed));
+    /// # Ok(()) }
+    /// ```
     pub fn stale_on_error(mut self, at_most: impl Span) -> Self {
         self.options.stale_on_error = self.span("stale_on_error", at_most).unwrap_or_default();
         self
@@ -709,6 +761,23 @@ where
     }
 
     /// See [`CacheOptions::negative_ttl`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let users: Cache<u64, String> =
+    ///     Larder::local().cache("user").ttl("1h").negative_ttl("30s").in_memory()?;
+    /// for _ in 0..2 {
+    ///     let nobody = |_| async { Ok::<_, std::io::Error>(None) };
+    ///     assert_eq!(users.get_or_load(&7, nobody).await?, None);
+    /// }
+    /// assert_eq!(users.stats().loads, 1);
+    /// let _ = users.set(7, "Ada".to_owned()).await?; // whoever inserts the row says so
+    /// assert!(users.get(&7).await?.is_some());
+    /// # Ok(()) }
+    /// ```
     pub fn negative_ttl(mut self, ttl: impl Span) -> Self {
         self.options.negative_ttl = self.span("negative_ttl", ttl).unwrap_or_default();
         self
@@ -803,6 +872,20 @@ where
     }
 
     /// See [`CacheOptions::load_deadline`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let cache: Cache<u64, u64> =
+    ///     Larder::local().cache("slow").load_deadline("20ms").in_memory()?;
+    /// let hangs = |_| std::future::pending::<std::io::Result<u64>>();
+    /// assert!(cache.get_or_load(&7, hangs).await.unwrap_err().is_timeout());
+    /// let load = |_| async { Ok::<_, std::io::Error>(49) };
+    /// assert_eq!(*cache.get_or_load(&7, load).await?, 49); // the key is free
+    /// # Ok(()) }
+    /// ```
     pub fn load_deadline(mut self, deadline: impl Span) -> Self {
         self.options.load_deadline = self.span("load_deadline", deadline).unwrap_or_default();
         self
@@ -857,6 +940,23 @@ where
     }
 
     /// See [`CacheOptions::load_concurrency`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, ErrorKind, Larder};
+    ///
+    /// let cache: Cache<u64, u64> =
+    ///     Larder::local().cache("report").load_concurrency(1).load_queue(0).in_memory()?;
+    /// let slow = |_| async {
+    ///     tokio::task::yield_now().await;
+    ///     Ok::<_, std::io::Error>(7)
+    /// };
+    /// let (first, second) = tokio::join!(cache.get_or_load(&1, slow), cache.get_or_load(&2, slow));
+    /// assert_eq!(*first?, 7);
+    /// assert_eq!(second.unwrap_err().kind(), ErrorKind::Overloaded);
+    /// # Ok(()) }
+    /// ```
     pub fn load_concurrency(mut self, loads: usize) -> Self {
         self.options.load_concurrency = loads;
         self

@@ -3,14 +3,14 @@
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::error::{BoxError, Error, Result};
 use crate::tier::within;
 
@@ -78,7 +78,8 @@ pub(crate) fn make<F>(load: impl FnOnce() -> F) -> Result<F> {
     catch_unwind(AssertUnwindSafe(load)).map_err(|panic| Error::load_panicked(message(&*panic)))
 }
 
-/// Runs a load to its end or its deadline, the wait for its turn included.
+/// Runs a load to its end or its deadline, the wait for its turn included. Says how long it took as
+/// well, without that wait, which tells of other loads and not of this one: in milliseconds.
 ///
 /// The loader has a task of its own, apart from the one that watches the clock: a loader that
 /// blocks its thread cannot keep the deadline from passing on a runtime with several.
@@ -87,17 +88,22 @@ pub(crate) async fn run<T: Send + 'static>(
     turns: &Turns,
     deadline: Duration,
     load: impl Future<Output = Result<T, BoxError>> + Send + 'static,
-) -> Result<T> {
+) -> (Result<T>, Millis) {
+    let began = OnceLock::new();
     let loaded = within(clock, deadline, async {
         let _turn = turns.take().await?;
+        began.get_or_init(|| clock.monotonic());
         apart(load).await
     });
-    loaded.await.unwrap_or_else(|| {
+    let loaded = loaded.await.unwrap_or_else(|| {
         let millis = deadline.as_millis();
         Err(Error::load_timeout(format!(
             "the load did not end within its deadline of {millis} ms"
         )))
-    })
+    });
+    let now = clock.monotonic();
+    let took = began.get().map_or(0, |began| now.saturating_sub(*began));
+    (loaded, took)
 }
 
 /// Runs a load in a task of its own, which ends with this future.

@@ -531,7 +531,7 @@ where
     /// Asks the source, and compares; `None` if it does not answer.
     async fn look(&self, key: &K, before: &Seen<V>) -> Option<Verdict> {
         let asked = loader::make(|| (self.source)(key.clone())).ok()?;
-        let loaded = loader::run(&*self.clock, &self.turns, self.deadline, asked).await;
+        let (loaded, _) = loader::run(&*self.clock, &self.turns, self.deadline, asked).await;
         let source = Seen::of(loaded.ok()?)?;
         let after = self.peek(key);
         let judged = || judge(before, &source, after.as_ref(), &self.same);

@@ -134,11 +134,12 @@ pub struct CacheStats {
     pub loads: u64,
     /// Loads that ended in an error, a panic or past their deadline.
     pub load_errors: u64,
-    /// The time spent in loads, in milliseconds.
+    /// The time spent in loads, in milliseconds, without the waits for their turns.
     pub load_millis: u64,
     /// Reads that waited for a load or a tier read that another caller had begun.
     pub shared_loads: u64,
-    /// Loads in the background, while the stale value was served.
+    /// Refreshes that began in the background, while what was there was served. Where another process
+    /// turned out to load the key already, there was no load here.
     pub refreshes: u64,
     /// Loads that failed and that a stale value stood in for.
     pub stood_in: u64,

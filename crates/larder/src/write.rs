@@ -96,7 +96,6 @@ pub(crate) async fn commit<K, V>(
             failed.push((fill, failure));
             continue;
         }
-        cache.count(Count::Load, 1);
         let Some(key) = fill.key() else { continue };
         let began = fill.mark().began();
         let made = make(
@@ -109,8 +108,12 @@ pub(crate) async fn commit<K, V>(
             load_ms,
         );
         match made {
-            Ok(entry) => entries.push((fill, entry)),
-            Err(error) => fill.land(Err(error)),
+            Ok(entry) => {
+                cache.count(Count::Load, 1);
+                entries.push((fill, entry));
+            }
+            // What cannot be an entry is as good as no answer.
+            Err(error) => failed.push((fill, error)),
         }
     }
     fill_tiers(cache, &mut entries, budget).await;
@@ -237,6 +240,8 @@ where
         let stand_in = fill
             .stale()
             .filter(|held| held.value.is_some() && policy::may_stand_in(&held.times, now, None))
+            // The mark of a fill knows nothing of tags.
+            .filter(|held| cache.fence.standing(held, now) != Standing::Gone)
             .filter(|_| cache.fence.holds(fill.mark()))
             .cloned();
         let Some(mut held) = stand_in else {

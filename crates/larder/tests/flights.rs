@@ -364,6 +364,26 @@ async fn so_many_loads_run_so_many_wait_and_more_are_refused() {
     }
 }
 
+/// XFetch goes by how long the load of an entry takes, and would refresh the more the longer the queue.
+#[tokio::test]
+async fn the_wait_for_a_turn_is_no_part_of_a_load() {
+    let (larder, clock) = larder("t");
+    let cache: Numbers = larder.cache("c").load_concurrency(1).build().unwrap();
+    let (loads, gate) = (LoadCounter::new(), Gate::new());
+    let running = caller(&cache, &loads, &gate);
+    gate.arrived(1).await;
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get_or_load(&2, |_| found(8)).await }
+    });
+    turns().await;
+    clock.advance(secs(10));
+    gate.open();
+    assert_eq!(*soon(running).await.unwrap().unwrap(), 7);
+    assert_eq!(*soon(waiting).await.unwrap().unwrap(), 8);
+    assert_eq!(cache.stats().load_millis, 10_000);
+}
+
 #[tokio::test]
 async fn a_stale_value_stands_in_for_a_load_that_is_refused() {
     let (larder, clock) = larder("t");

@@ -409,6 +409,28 @@ async fn not_modified_without_a_stale_value_is_an_error() {
 }
 
 #[tokio::test]
+async fn an_answer_that_cannot_be_an_entry_is_a_load_that_failed() {
+    let (larder, clock, tier) = with_tier("t");
+    let builder = larder.cache("c").ttl("1m").stale_on_error("1h");
+    let cache: Numbers = builder.build().unwrap();
+    set(&cache, 1, 7).await;
+    clock.advance(secs(61));
+    let unknown = || found(Loaded::value(8).class("serach"));
+    let read = cache.get_or_load(&1, |_| unknown()).await;
+    assert_eq!(
+        read.unwrap().as_deref(),
+        Some(&7),
+        "the stale one stands in"
+    );
+    let error = cache.get_or_load(&2, |_| unknown()).await.unwrap_err();
+    assert!(error.to_string().contains("serach"), "{error}");
+    let free = common::lease_on(tier.store(), "t:c@1:2").await;
+    assert_eq!(free, None, "nobody who asks at once waits for a lease");
+    let stats = cache.stats();
+    assert_eq!((stats.loads, stats.load_errors, stats.stood_in), (2, 2, 1));
+}
+
+#[tokio::test]
 async fn not_modified_renews_the_value_that_the_loader_was_shown() {
     let (larder, clock, tier) = with_tier("t");
     let cache = with_grace(&larder);

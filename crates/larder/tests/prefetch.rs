@@ -92,6 +92,18 @@ async fn quiet(larder: &Larder) {
 }
 
 #[tokio::test]
+async fn who_drops_it_may_begin_anew_at_once() {
+    let (larder, _clock) = larder("t");
+    let (loading, _) = bound(&larder);
+    drop(loading.prefetch(Prefetch::default()).unwrap());
+    let again = loading.prefetch(Prefetch::default()).unwrap();
+    tokio::task::yield_now().await;
+    let twice = loading.prefetch(Prefetch::default()).unwrap_err();
+    assert_eq!(twice.kind(), ErrorKind::Config);
+    drop(again);
+}
+
+#[tokio::test]
 async fn keys_that_the_loader_names_are_loaded_and_no_further_ones() {
     let (larder, _clock) = larder("t");
     let (loading, source) = bound(&larder);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{another_process, ms, secs, soon, until, with_tier};
 use larder::{Cache, ErrorKind, Larder, Load, LoadingCache, RefreshAhead};
-use larder_testkit::{Gate, LoadCounter, ManualClock, larder, seeds};
+use larder_testkit::{Gate, LoadCounter, ManualClock, larder, seeds, settle};
 
 /// A source that notes what it is asked for, in order, and may be told to fail.
 #[derive(Clone, Default)]
@@ -93,7 +93,7 @@ async fn popular_keys_are_refreshed_in_time_highest_first_and_the_others_die() {
     assert!(source.asked().is_empty(), "nothing is due");
     read(&loading, 1, 1).await;
     tick(&clock, secs(1)).await;
-    until("they are refreshed", || refreshing.stats().refreshes == 2).await;
+    until("they are refreshed", || refreshing.stats().refreshes == 3).await;
     read(&loading, 1, 1).await;
     tick(&clock, secs(1)).await;
     assert_eq!(source.asked(), [2, 3, 1]);
@@ -275,6 +275,62 @@ async fn dropping_it_ends_it_and_there_is_one_at_a_time() {
         loading.refresh_ahead(plain()).unwrap_err().kind(),
         ErrorKind::Closed
     );
+}
+
+#[tokio::test]
+async fn what_reads_prolong_is_refreshed_before_its_greatest_age() {
+    let (larder, clock) = larder("t");
+    let builder = larder.cache("c").ttl("100s").sliding("1000s");
+    let source = Source::default();
+    let loading = source.bound_to(&builder.memory_ttl("1000s").build().unwrap());
+    let _refreshing = loading.refresh_ahead(plain()).unwrap();
+    for _ in 0..79 {
+        read(&loading, 1, 1).await;
+        tick(&clock, secs(10)).await;
+    }
+    settle(&larder).await;
+    assert_eq!(source.asked(), [1]);
+    read(&loading, 1, 1).await;
+    tick(&clock, secs(10)).await;
+    until("it is refreshed", || source.asked() == [1]).await;
+}
+
+#[tokio::test]
+async fn who_drops_it_may_begin_anew_at_once() {
+    let (larder, _clock) = larder("t");
+    let loading = Source::default().bound_to(&hundred_seconds(&larder));
+    drop(loading.refresh_ahead(plain()).unwrap());
+    let again = loading.refresh_ahead(plain()).unwrap();
+    tokio::task::yield_now().await;
+    let twice = loading.refresh_ahead(plain()).unwrap_err();
+    assert_eq!(
+        twice.kind(),
+        ErrorKind::Config,
+        "the first one took nothing along"
+    );
+    drop(again);
+}
+
+#[tokio::test]
+async fn who_reads_right_behind_a_refresh_has_used_it() {
+    let (larder, clock) = larder("t");
+    let source = Source::default();
+    let loading = source.bound_to(&hundred_seconds(&larder));
+    let refreshing = loading.refresh_ahead(plain()).unwrap();
+    read(&loading, 1, 5).await;
+    tick(&clock, secs(80)).await;
+    until("it is loaded", || source.asked.lock().unwrap().len() == 2).await;
+    settle(&larder).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    // Before the next tick, and then no more.
+    read(&loading, 1, 1).await;
+    soon(clock.sleeping(1)).await;
+    clock.advance(secs(120));
+    until("it rests", || clock.sleepers() == 0).await;
+    let stats = refreshing.stats();
+    assert_eq!((stats.useful, stats.wasted), (1, 0));
 }
 
 #[tokio::test]

@@ -261,6 +261,36 @@ async fn a_stale_value_whose_tag_went_stands_in_for_nothing() {
 }
 
 #[tokio::test]
+async fn a_stale_value_whose_tag_goes_while_its_load_fails_does_not_stand_in() {
+    for (here, larder, clock) in larders() {
+        let cache: Numbers = larder
+            .cache("c")
+            .ttl("1m")
+            .stale_on_error("1h")
+            .build()
+            .unwrap();
+        cache.get_or_load(&1, |_| tagged(6, &["a"])).await.unwrap();
+        clock.advance(secs(61));
+        let gate = Gate::new();
+        let read = tokio::spawn({
+            let (cache, gate) = (cache.clone(), gate.clone());
+            async move {
+                let load = |_| async move {
+                    gate.wait().await;
+                    Err::<u64, _>(io::Error::other("no route"))
+                };
+                cache.get_or_load(&1, load).await
+            }
+        });
+        soon(gate.arrived(1)).await;
+        let _ = larder.invalidate_tag("a").await.unwrap();
+        gate.open();
+        let error = soon(read).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Load, "{here}");
+    }
+}
+
+#[tokio::test]
 async fn a_load_is_refused_if_another_process_invalidates_its_tag_meanwhile() {
     let (larder, clock, tier) = with_tier("t");
     let other = another_process("t", &clock, &tier);
@@ -421,6 +451,37 @@ async fn what_cannot_be_a_tag_is_an_error() {
     let _ = cache.set(1_024, fits).await.unwrap();
     let _ = larder.invalidate_tag(&longest).await.unwrap();
     assert_eq!(cache.get(&1_024).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn groups_that_panic_are_an_error_and_cost_one_load_for_all() {
+    let (larder, _clock) = larder_testkit::larder("t");
+    let cache: Numbers = larder
+        .cache("c")
+        .groups(|_: &u64| panic!("a slip"))
+        .build()
+        .unwrap();
+    let loads = LoadCounter::new();
+    let readers: Vec<_> = (0..10)
+        .map(|_| {
+            let (cache, loads) = (cache.clone(), loads.clone());
+            tokio::spawn(async move {
+                let load = |_| async move {
+                    let _load = loads.begin();
+                    tokio::task::yield_now().await;
+                    Ok::<_, io::Error>(1)
+                };
+                cache.get_or_load(&1, load).await
+            })
+        })
+        .collect();
+    for reader in readers {
+        let error = soon(reader).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+    }
+    assert_eq!(loads.starts(), 1);
+    let error = cache.set(1, 1).await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
 }
 
 #[tokio::test]

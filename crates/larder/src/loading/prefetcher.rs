@@ -1,5 +1,6 @@
 //! Loading what will probably be asked for next.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -81,8 +82,8 @@ pub struct PrefetchStats {
     pub prefetched: u64,
     /// Of these: read from memory before they left it.
     pub useful: u64,
-    /// Of these: expired, or gone when they were asked for. What is in neither of the two waits for
-    /// its first reader.
+    /// Of these: expired, which is noticed when something else is wished for, or gone when they were
+    /// asked for. What is in neither of the two waits for its first reader.
     pub wasted: u64,
     /// Loads that failed.
     pub failed: u64,
@@ -111,6 +112,7 @@ struct Counts {
 #[must_use = "dropping it ends the prefetching"]
 pub struct Prefetching {
     stats: Box<dyn Fn() -> PrefetchStats + Send + Sync>,
+    _told: Box<dyn Any + Send + Sync>,
     _end: oneshot::Sender<()>,
 }
 
@@ -148,9 +150,9 @@ where
     let (queue, wishes) = mpsc::channel(QUEUE);
     predictor.restart(queue, &options);
     let counts = Arc::<Counts>::default();
+    let told = Told::of(&cache, Watcher::Predictor);
     let (end, cancelled) = oneshot::channel();
     let prefetcher = Prefetcher {
-        _told: Told::of(&cache, Watcher::Predictor),
         allowance: Allowance::new(options.per_second, cache.clock().monotonic()),
         loading: loading.clone(),
         options,
@@ -177,6 +179,7 @@ where
     };
     Ok(Prefetching {
         stats: Box::new(stats),
+        _told: Box::new(told),
         _end: end,
     })
 }
@@ -184,7 +187,6 @@ where
 /// The task that prefetches.
 struct Prefetcher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     loading: LoadingCache<K, V>,
-    _told: Told<K, V>,
     options: Prefetch,
     counts: Arc<Counts>,
     /// How many prefetches may begin now.

@@ -1,5 +1,6 @@
 //! Refreshing popular keys before they expire, in the background.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -127,6 +128,7 @@ pub(super) struct Counts {
 #[must_use = "dropping it ends the refreshing"]
 pub struct Refreshing {
     stats: Box<dyn Fn() -> RefreshAheadStats + Send + Sync>,
+    _told: Box<dyn Any + Send + Sync>,
     _end: oneshot::Sender<()>,
 }
 
@@ -171,10 +173,10 @@ where
     popular.restart(options.keys, options.sample);
     let useful_before = popular.useful.load(Relaxed);
     let counts = Arc::<Counts>::default();
+    let told = Told::of(&cache, Watcher::Popular);
     let (end, cancelled) = oneshot::channel();
     let refresher = Refresher {
         loading: loading.clone(),
-        _told: Told::of(&cache, Watcher::Popular),
         allowance: Allowance::new(options.per_second, cache.clock().monotonic()),
         options,
         supply,
@@ -194,6 +196,7 @@ where
     };
     Ok(Refreshing {
         stats: Box::new(stats),
+        _told: Box::new(told),
         _end: end,
     })
 }
@@ -213,7 +216,6 @@ pub(super) async fn until(mut cancelled: oneshot::Receiver<()>, work: impl Futur
 /// The task that keeps keys fresh.
 struct Refresher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     loading: LoadingCache<K, V>,
-    _told: Told<K, V>,
     options: RefreshAhead,
     supply: Option<Supply<K>>,
     counts: Arc<Counts>,
@@ -226,7 +228,8 @@ struct Refresher<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     outstanding: Outstanding,
 }
 
-/// Has somebody told of the reads of a cache, until it is dropped.
+/// Has somebody told of the reads of a cache, until it is dropped: with the handle of whoever wants
+/// that, so that they may begin anew at once, and not with their task, which ends later.
 pub(super) struct Told<K: Send + Sync + 'static, V: Send + Sync + 'static> {
     cache: Arc<Inner<K, V>>,
     watcher: Watcher,
@@ -255,10 +258,8 @@ where
         let popular = cache.watchers.popular();
         let (mut noted, mut halved_at) = (self.noted, cache.clock().monotonic());
         loop {
-            cache.clock().sleep(self.options.tick).await;
-            while let Some((hash, ended)) = self.under_way.try_next() {
-                self.ended(popular, hash, ended);
-            }
+            let tick = cache.clock().sleep(self.options.tick);
+            self.note_until(tick, popular).await;
             let now = cache.clock().monotonic();
             let wasted = self.outstanding.write_off(&popular.awaited, now);
             self.counts.wasted.fetch_add(wasted, Relaxed);
@@ -274,6 +275,21 @@ where
             } else if self.outstanding.is_empty() && self.under_way.is_empty() {
                 popular.read_again(noted).await;
             }
+        }
+    }
+
+    /// Notes at once how refreshes end, until `tick` is over: who reads right behind one has read what
+    /// it brought.
+    async fn note_until(&mut self, mut tick: BoxFuture<'static, ()>, popular: &Popular<K>) {
+        loop {
+            let next = std::future::poll_fn(|context| match self.under_way.poll_next(context) {
+                Poll::Ready(Some(ended)) => Poll::Ready(Some(ended)),
+                Poll::Ready(None) | Poll::Pending => tick.as_mut().poll(context).map(|()| None),
+            });
+            let Some((hash, ended)) = next.await else {
+                return;
+            };
+            self.ended(popular, hash, ended);
         }
     }
 
@@ -316,7 +332,7 @@ where
     /// Whether a key is to be loaded now: one that memory has, or any that was supplied.
     fn is_due(&self, key: &K) -> bool {
         let cache = self.loading.cache.inner();
-        let Some(times) = ahead::times(cache, key) else {
+        let Some(times) = ahead::times_of_all(cache, key) else {
             return self.supply.is_some();
         };
         let now = cache.clock().monotonic();

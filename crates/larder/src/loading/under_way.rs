@@ -60,15 +60,6 @@ impl<T: Send + 'static> UnderWay<T> {
     pub(super) async fn next(&mut self) -> Option<(u64, Option<T>)> {
         poll_fn(|context| self.poll_next(context)).await
     }
-
-    /// The next that has ended, if one has.
-    pub(super) fn try_next(&mut self) -> Option<(u64, Option<T>)> {
-        let mut context = Context::from_waker(std::task::Waker::noop());
-        match self.poll_next(&mut context) {
-            Poll::Ready(ended) => ended,
-            Poll::Pending => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,16 @@ where
     glance(cache, hash, key, |held, _| held.times)
 }
 
+/// The same as it is for an entry that nobody needs to prolong: see [`Held::times_of_all`].
+pub(crate) fn times_of_all<K, V>(cache: &Inner<K, V>, key: &K) -> Option<Times>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let hash = cache.memory.hash(key);
+    glance(cache, hash, key, |held, _| held.times_of_all())
+}
+
 /// The value, or the absence, that memory has and may serve somehow.
 pub(crate) fn what_stands<K, V>(cache: &Inner<K, V>, key: &K) -> Option<Option<Arc<V>>>
 where

@@ -281,7 +281,6 @@ async fn conduct<K, V, Fut>(
     Fut: Future<Output = Result<Vec<Loaded<V>>, BoxError>> + Send + 'static,
 {
     let clock = cache.clock();
-    let began = clock.monotonic();
     let for_others = fills.iter().any(is_for_others);
     let load = async move {
         if for_others {
@@ -290,8 +289,8 @@ async fn conduct<K, V, Fut>(
             load.await
         }
     };
-    let loaded = loader::run(&**clock, &cache.turns, cache.rules.load_deadline, load).await;
-    let load_ms = clock.monotonic().saturating_sub(began);
+    let deadline = cache.rules.load_deadline;
+    let (loaded, load_ms) = loader::run(&**clock, &cache.turns, deadline, load).await;
     cache.count(Count::LoadMillis, load_ms);
     match loaded {
         Ok(loaded) => {
