@@ -250,6 +250,50 @@ pub(crate) struct Payload {
     pub bytes: Vec<u8>,
 }
 
+/// An encoded value as it lies in an envelope, compressed or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Packed {
+    codec: u8,
+    compression: Compression,
+    raw_len: usize,
+    bytes: Bytes,
+}
+
+impl Packed {
+    /// What `codec` made of a value: over `compress_over` bytes it is compressed where that helps.
+    pub(crate) fn new(codec: u8, encoded: Vec<u8>, compress_over: usize) -> Self {
+        let raw_len = encoded.len();
+        let (compression, bytes) = compress(encoded, compress_over);
+        Self {
+            codec,
+            compression,
+            raw_len,
+            bytes: Bytes::from(bytes),
+        }
+    }
+
+    /// What lies in an envelope that was opened before; `None` if that has no value.
+    pub(crate) fn of(envelope: &Bytes) -> Option<Self> {
+        let header = Header::parse(envelope)?;
+        let front = Header::len_with(usize::from(header.tag_count)) + CHECKSUM;
+        let mut body = Reader(envelope.get(front..)?);
+        let [codec, packing, flags] = *body.chunk()?;
+        let (_key, _schema) = (body.bytes()?, body.number()?);
+        read_label(&mut body, flags, &header).filter(|_| flags & ABSENT == 0)?;
+        let compression = Compression::from_id(packing)?;
+        let raw_len = match compression {
+            Compression::None => body.0.len(),
+            Compression::Lz4 => usize::try_from(body.number()?).ok()?,
+        };
+        Some(Self {
+            codec,
+            compression,
+            raw_len,
+            bytes: envelope.slice_ref(body.0),
+        })
+    }
+}
+
 const ABSENT: u8 = 1;
 const HAS_VERSION: u8 = 2;
 const HAS_ETAG: u8 = 4;
@@ -260,14 +304,12 @@ const KNOWN_FLAGS: u8 = ABSENT | HAS_VERSION | HAS_ETAG | HAS_LAST_MODIFIED | HA
 /// The length of the checksum.
 const CHECKSUM: usize = 8;
 
-/// Writes a whole envelope, with these versions of its tags. A payload over `compress_over` bytes
-/// is compressed where that helps.
+/// Writes a whole envelope, with these versions of its tags; `None` says that there is no value.
 pub(crate) fn seal(
     expect: Expect<'_>,
     label: &Label,
     versions: &[u64],
-    payload: Option<Payload>,
-    compress_over: usize,
+    packed: Option<Packed>,
 ) -> Vec<u8> {
     let fresh_until = label.created.saturating_add(label.fresh_for);
     let header = Header {
@@ -280,13 +322,18 @@ pub(crate) fn seal(
         stale_until: fresh_until.saturating_add(label.stale_for),
         version: label.version.unwrap_or(0),
     };
-    let absent = payload.is_none();
-    let Payload { codec, bytes } = payload.unwrap_or(Payload {
+    let absent = packed.is_none();
+    let Packed {
+        codec,
+        compression,
+        raw_len,
+        bytes: packed,
+    } = packed.unwrap_or(Packed {
         codec: 0,
-        bytes: Vec::new(),
+        compression: Compression::None,
+        raw_len: 0,
+        bytes: Bytes::new(),
     });
-    let raw_len = bytes.len();
-    let (compression, packed) = compress(bytes, compress_over);
 
     let sum_at = Header::LEN + 8 * usize::from(header.tag_count);
     let body_at = sum_at + CHECKSUM;

@@ -42,11 +42,13 @@ const VERSIONS: [u64; 3] = [5, 42, u64::MAX];
 const SUM_AT: usize = Header::LEN + 8 * VERSIONS.len();
 const BODY_AT: usize = SUM_AT + CHECKSUM;
 
-fn payload(bytes: &[u8]) -> Option<Payload> {
-    Some(Payload {
-        codec: 1,
-        bytes: bytes.to_vec(),
-    })
+/// A payload, compressed if it is long.
+fn payload(bytes: &[u8]) -> Option<Packed> {
+    packed(bytes, 1024)
+}
+
+fn packed(bytes: &[u8], compress_over: usize) -> Option<Packed> {
+    Some(Packed::new(1, bytes.to_vec(), compress_over))
 }
 
 /// What stands in the tiers of releases that are out there, by the name of its file, and whether
@@ -62,13 +64,13 @@ fn known() -> Vec<(&'static str, Vec<u8>, bool)> {
             count: 300,
         },
     };
-    let sealed = |payload| seal(key(), &label(), &VERSIONS, payload, 1024);
+    let sealed = |payload| seal(key(), &label(), &VERSIONS, payload);
     vec![
         ("value", sealed(payload(b"value")), true),
         ("absent", sealed(None), true),
         (
             "sliding",
-            seal(key(), &sliding(), &VERSIONS, payload(b"value"), 1024),
+            seal(key(), &sliding(), &VERSIONS, payload(b"value")),
             true,
         ),
         ("compressed", sealed(payload(&[b'x'; 5_000])), false),
@@ -109,16 +111,33 @@ fn entries_and_records_are_written_and_read_as_the_first_release_did() {
 }
 
 #[test]
+fn what_lies_in_an_envelope_is_taken_over_into_another_as_it_is() {
+    for packed in [payload(b"value"), payload(&[b'x'; 5000]), payload(b"")] {
+        for label in [label(), sliding(), Label::default()] {
+            let sealed = Bytes::from(seal(key(), &label, &VERSIONS[..1], packed.clone()));
+            assert_eq!(Packed::of(&sealed), packed);
+        }
+    }
+    let absent = Bytes::from(seal(key(), &label(), &VERSIONS, None));
+    assert_eq!(Packed::of(&absent), None);
+    let whole = Bytes::from(seal(key(), &label(), &VERSIONS, payload(&[b'x'; 5000])));
+    for end in 0..BODY_AT + 20 {
+        assert_eq!(Packed::of(&whole.slice(..end)), None, "{end} bytes");
+    }
+}
+
+#[test]
 fn what_is_sealed_opens_again() {
-    for (payload, compress_over) in [
-        (payload(b"value"), 1024),
-        (payload(&[b'x'; 5000]), 1024),
-        (payload(&[b'x'; 5000]), usize::MAX),
-        (payload(b""), 0),
+    for (value, compress_over) in [
+        (Some(&b"value"[..]), 1024),
+        (Some(&[b'x'; 5000]), 1024),
+        (Some(&[b'x'; 5000]), usize::MAX),
+        (Some(b""), 0),
         (None, 1024),
     ] {
-        let expected = payload.as_ref().map(|payload| payload.bytes.clone());
-        let sealed = seal(key(), &label(), &VERSIONS, payload, compress_over);
+        let expected = value.map(<[u8]>::to_vec);
+        let packed = value.and_then(|value| packed(value, compress_over));
+        let sealed = seal(key(), &label(), &VERSIONS, packed);
         let opened = open(&sealed, key()).unwrap();
         assert_eq!(opened.label, label());
         assert_eq!(opened.payload.map(|payload| payload.bytes), expected);
@@ -146,7 +165,7 @@ fn the_idle_time_of_what_slides_is_read_back_and_leaves_the_header_as_it_was() {
             ..label()
         },
     ] {
-        let sealed = seal(key(), &label, &VERSIONS, payload(b"value"), 1024);
+        let sealed = seal(key(), &label, &VERSIONS, payload(b"value"));
         let opened = open(&sealed, key()).unwrap();
         assert_eq!(opened.label, label);
         let whole = label.created + label.fresh_for;
@@ -157,7 +176,7 @@ fn the_idle_time_of_what_slides_is_read_back_and_leaves_the_header_as_it_was() {
 #[test]
 fn a_flag_that_is_not_known_is_a_miss() {
     for flag in [32, 64, 128] {
-        let mut bytes = seal(key(), &label(), &VERSIONS, payload(b"value"), 1024);
+        let mut bytes = seal(key(), &label(), &VERSIONS, payload(b"value"));
         assert_eq!(bytes[BODY_AT + 2] & flag, 0);
         bytes[BODY_AT + 2] |= flag;
         let sum = xxh3_64(&bytes[BODY_AT..]);
@@ -168,7 +187,7 @@ fn a_flag_that_is_not_known_is_a_miss() {
 
 #[test]
 fn repetitive_values_are_stored_compressed_and_small_ones_with_little_overhead() {
-    let long = seal(key(), &label(), &VERSIONS, payload(&[b'x'; 100_000]), 1024);
+    let long = seal(key(), &label(), &VERSIONS, payload(&[b'x'; 100_000]));
     assert!(long.len() < 1_000, "{} bytes", long.len());
     let plain = Label {
         version: None,
@@ -177,7 +196,7 @@ fn repetitive_values_are_stored_compressed_and_small_ones_with_little_overhead()
         tags: vec![],
         ..label()
     };
-    let small = seal(key(), &plain, &VERSIONS[..1], payload(b"v"), 1024);
+    let small = seal(key(), &plain, &VERSIONS[..1], payload(b"v"));
     assert!(
         small.len() - 1 <= 120,
         "{} bytes of overhead",
@@ -187,7 +206,7 @@ fn repetitive_values_are_stored_compressed_and_small_ones_with_little_overhead()
 
 #[test]
 fn each_kind_of_wrong_bytes_has_its_name() {
-    let sealed = seal(key(), &label(), &VERSIONS, payload(b"value"), 1024);
+    let sealed = seal(key(), &label(), &VERSIONS, payload(b"value"));
     let other = Expect {
         key: b"shop:product@2:18",
         ..key()
@@ -219,7 +238,7 @@ fn each_kind_of_wrong_bytes_has_its_name() {
 
 /// An envelope around a body of the attacker's choice, with a right checksum.
 fn forged(body: &[u8]) -> Vec<u8> {
-    let mut bytes = seal(key(), &label(), &VERSIONS, None, 0);
+    let mut bytes = seal(key(), &label(), &VERSIONS, None);
     bytes.truncate(BODY_AT);
     bytes.extend_from_slice(body);
     bytes[SUM_AT..BODY_AT].copy_from_slice(&xxh3_64(body).to_be_bytes());
@@ -281,7 +300,7 @@ proptest! {
         at in any::<proptest::sample::Index>(),
         bit in 0_u8..8,
     ) {
-        let mut sealed = seal(key(), &label(), &VERSIONS, payload(&value), 1024);
+        let mut sealed = seal(key(), &label(), &VERSIONS, payload(&value));
         let at = SUM_AT + at.index(sealed.len() - SUM_AT);
         sealed[at] ^= 1_u8 << bit;
         prop_assert!(open(&sealed, key()).is_err());
@@ -294,7 +313,7 @@ proptest! {
         at in 0..8 * VERSIONS.len(),
         bit in 0_u8..8,
     ) {
-        let mut sealed = seal(key(), &label(), &VERSIONS, payload(b"value"), 1024);
+        let mut sealed = seal(key(), &label(), &VERSIONS, payload(b"value"));
         sealed[Header::LEN + at] ^= 1_u8 << bit;
         let opened = open(&sealed, key()).unwrap();
         let changed = |index: usize| opened.versions[index] != VERSIONS[index];
@@ -304,14 +323,14 @@ proptest! {
 
     #[test]
     fn no_bit_of_the_front_makes_it_panic(at in 0..SUM_AT, byte in any::<u8>()) {
-        let mut sealed = seal(key(), &label(), &VERSIONS, payload(b"value"), 1024);
+        let mut sealed = seal(key(), &label(), &VERSIONS, payload(b"value"));
         sealed[at] = byte;
         let _ = open(&sealed, key());
     }
 
     #[test]
     fn any_truncation_is_a_miss(at in any::<proptest::sample::Index>()) {
-        let sealed = seal(key(), &label(), &VERSIONS, payload(b"a value of some length"), 1024);
+        let sealed = seal(key(), &label(), &VERSIONS, payload(b"a value of some length"));
         prop_assert!(open(&sealed[..at.index(sealed.len())], key()).is_err());
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::answer::{Load, Stale};
 use crate::cache::Inner;
 use crate::clock::Millis;
-use crate::entry::Held;
+use crate::entry::{FillId, Held};
 use crate::epoch::Moment;
 use crate::error::Error;
 use crate::fence::Mark;
@@ -135,6 +135,12 @@ pub(crate) enum Origin {
     Nobody,
 }
 
+/// An entry that a loader was shown, and how it lies in a tier where that is known.
+pub(crate) struct Shown<'a, V> {
+    pub held: &'a Held<V>,
+    pub envelope: Option<&'a Bytes>,
+}
+
 /// The right to fill one key. Whoever holds it either ends the flight or drops the guard: then
 /// leases are given back and the lead passes to a caller that waits.
 pub(crate) struct FillGuard<K: Send + Sync + 'static, V: Send + Sync + 'static> {
@@ -156,6 +162,8 @@ pub(crate) struct FillGuard<K: Send + Sync + 'static, V: Send + Sync + 'static> 
     suspect: Option<Held<V>>,
     /// The newest stale entry seen on the way: the stand-in if the load fails.
     stale: Option<Held<V>>,
+    /// The last stale entry seen in a tier, as it lies there, by the id of its fill.
+    envelope: Option<(FillId, Bytes)>,
     /// Whether this fill renews an entry that is fresh yet: the one that `stale` is then.
     renews: bool,
     /// The stale entry that the loader was shown, which is the one that it may renew.
@@ -190,6 +198,7 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
             lowest_answered: false,
             suspect: None,
             stale: None,
+            envelope: None,
             renews: false,
             shown: None,
             max_stale: None,
@@ -235,8 +244,15 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
         }
     }
 
-    pub(crate) fn shown(&self) -> Option<&Held<V>> {
-        self.shown.as_ref()
+    /// What the loader was shown, for one that says that it still stands.
+    pub(crate) fn shown(&self) -> Option<Shown<'_, V>> {
+        let held = self.shown.as_ref()?;
+        let is_it = |(id, _): &&(FillId, Bytes)| held.fill_id == Some(*id);
+        let envelope = self.envelope.as_ref().filter(is_it);
+        Some(Shown {
+            held,
+            envelope: envelope.map(|(_, bytes)| bytes),
+        })
     }
 
     /// Goes on past entries that are staler than that, whoever else may be served with them.
@@ -333,6 +349,11 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
         if known.is_none_or(|known| known < held.times.fresh_until) {
             self.stale = Some(held);
         }
+    }
+
+    /// Notes how an entry lies in a tier that may be renewed.
+    pub(crate) fn saw_envelope(&mut self, held: &Held<V>, bytes: Bytes) {
+        self.envelope = held.fill_id.map(|id| (id, bytes));
     }
 
     /// Notes a fresh entry that this fill is to renew.

@@ -449,6 +449,7 @@ where
     let now = cache.clock().monotonic();
     let times = held.times.without_memory_ttl();
     let decision = policy::decide(&times, Standing::Current, now, None);
+    fill.saw_envelope(&held, bytes.clone());
     match decision {
         Decision::Serve if fill.is_to_renew(&held) => {
             fill.saw_stale(held);

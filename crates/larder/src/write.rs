@@ -32,11 +32,11 @@ use crate::cache::Inner;
 use crate::clock::Millis;
 use crate::courier::{Errand, Receipt};
 use crate::entry::{Details, FillId, Held, Slide, Times};
-use crate::envelope::{self, Expect, Header, Label, Payload};
+use crate::envelope::{self, Expect, Header, Label, Packed};
 use crate::epoch::Moment;
 use crate::error::{Error, Result};
 use crate::fence::{Mark, Standing};
-use crate::fill::{FillGuard, Landed, Origin};
+use crate::fill::{FillGuard, Landed, Origin, Shown};
 use crate::glob::Glob;
 use crate::invalidation::Why;
 use crate::key::{self, AsKey, CacheKey};
@@ -461,7 +461,7 @@ fn make<K, V>(
     key: &K,
     store_key: &Bytes,
     loaded: Loaded<V>,
-    shown: Option<&Held<V>>,
+    shown: Option<Shown<'_, V>>,
     began: Moment,
     load_ms: u64,
 ) -> Result<Entry<V>>
@@ -474,12 +474,17 @@ where
     }
     let not_modified = matches!(loaded.content, Content::NotModified);
     let shown = shown.filter(|_| not_modified);
-    let known = shown.and_then(|held| held.details.as_deref());
+    let known = shown
+        .as_ref()
+        .and_then(|shown| shown.held.details.as_deref());
     let names = tag_names(cache, key, loaded.tags, known, &loaded.inherited)?;
     let value = match loaded.content {
         Content::Value(value) => Some(value),
         Content::Absent => None,
-        Content::NotModified => shown.ok_or_else(Error::nothing_to_renew)?.value.clone(),
+        Content::NotModified => {
+            let shown = shown.as_ref().ok_or_else(Error::nothing_to_renew)?;
+            shown.held.value.clone()
+        }
     };
     let rules = &cache.rules;
     let wishes = by_class(cache, loaded.wishes, loaded.class.as_deref())?;
@@ -524,7 +529,7 @@ where
     // What may be made from something that is gone is for this process alone, which will hear of it.
     let (sealed, encoded_len) = match keep {
         Keep::Store if !refused && !loaded.inherited.unverified => {
-            seal(cache, store_key, &label, &tags, value.as_deref())
+            seal(cache, store_key, &label, &tags, value.as_deref(), shown)
         }
         _ => (None, 0),
     };
@@ -620,33 +625,23 @@ where
     Ok(names)
 }
 
-/// Encodes a value as often as anybody needs it: never, for its length, or as an envelope.
+/// The envelope of an entry and its lifetime in the tiers, where there are any that can have it; and
+/// the length of the encoded value.
 fn seal<K, V>(
     cache: &Inner<K, V>,
     store_key: &Bytes,
     label: &Label,
     tags: &[Arc<Tag>],
     value: Option<&V>,
+    shown: Option<Shown<'_, V>>,
 ) -> (Option<(Bytes, Duration)>, usize)
 where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    let Some(codec) = &cache.codec else {
+    let Some((packed, encoded_len)) = pack(cache, value, shown) else {
         return (None, 0);
     };
-    let payload = match value.map(|value| codec.encode(value)).transpose() {
-        Ok(bytes) => bytes.map(|bytes| Payload {
-            codec: codec.id(),
-            bytes,
-        }),
-        Err(error) => {
-            tracing::warn!(cache = &*cache.name, %error, "a value cannot be encoded; memory alone keeps it");
-            cache.count(Count::EncodeFailed, 1);
-            return (None, 0);
-        }
-    };
-    let encoded_len = payload.as_ref().map_or(0, |payload| payload.bytes.len());
     if cache.tiers.is_empty() {
         return (None, encoded_len);
     }
@@ -657,7 +652,7 @@ where
     // Always new ones: the store makes records of them where there are none, and a version that was
     // in use before would bring back what was invalidated with it.
     let versions: Vec<u64> = (0..=tags.len()).map(|_| fastrand::u64(..)).collect();
-    let envelope = envelope::seal(expect, label, &versions, payload, cache.rules.compress_over);
+    let envelope = envelope::seal(expect, label, &versions, packed);
     let (fresh, stale) = (label.fresh_for, label.stale_for);
     let lives = Duration::from_millis(match label.idle_for {
         Some(idle) => policy::time_in_tiers(idle, fresh, stale),
@@ -669,6 +664,43 @@ where
         lives
     };
     (Some((Bytes::from(envelope), ttl)), encoded_len)
+}
+
+/// Encodes a value as often as anybody needs it: never, for its length, or for the tiers. One that was
+/// `shown` to its loader and still stands is not encoded again where it is at hand as it was.
+fn pack<K, V>(
+    cache: &Inner<K, V>,
+    value: Option<&V>,
+    shown: Option<Shown<'_, V>>,
+) -> Option<(Option<Packed>, usize)>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let codec = cache.codec.as_ref()?;
+    let Some(value) = value else {
+        return Some((None, 0));
+    };
+    if let Some(Shown { held, envelope }) = shown {
+        let packed = envelope.and_then(Packed::of);
+        if packed.is_some() || cache.tiers.is_empty() {
+            return Some((packed, held.encoded_len as usize));
+        }
+    }
+    match codec.encode(value) {
+        Ok(encoded) => {
+            let encoded_len = encoded.len();
+            let is_wanted = !cache.tiers.is_empty();
+            let packed =
+                is_wanted.then(|| Packed::new(codec.id(), encoded, cache.rules.compress_over));
+            Some((packed, encoded_len))
+        }
+        Err(error) => {
+            tracing::warn!(cache = &*cache.name, %error, "a value cannot be encoded; memory alone keeps it");
+            cache.count(Count::EncodeFailed, 1);
+            None
+        }
+    }
 }
 
 /// An envelope that is over at once: it takes the place of one that a fill found stale, under the
@@ -686,7 +718,7 @@ where
         created: cache.clock().wall(),
         ..Label::default()
     };
-    let envelope = envelope::seal(expect, &label, &[], None, usize::MAX);
+    let envelope = envelope::seal(expect, &label, &[], None);
     (Bytes::from(envelope), Duration::from_millis(1))
 }
 

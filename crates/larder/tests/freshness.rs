@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::{another_process, failed, found, ms, never, secs, unasked, with_tier};
 use larder::{Answered, Cache, ErrorKind, Larder, Loaded, Read, Reason, Source, State};
 use larder_testkit::{Gate, LoadCounter, larder, settle};
@@ -390,6 +392,55 @@ async fn a_loader_sees_the_stale_value_with_its_validators_and_may_renew_it() {
             7,
             "fresh again"
         );
+    }
+}
+
+/// A value that counts how often one of its kind is encoded.
+struct Counted(u64);
+
+static ENCODED: AtomicUsize = AtomicUsize::new(0);
+
+impl serde::Serialize for Counted {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ENCODED.fetch_add(1, Ordering::Relaxed);
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Counted {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(Self)
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_modified_is_not_encoded_again() {
+    let (in_memory, its_clock) = larder("t");
+    let (above_a_tier, clock, _tier) = with_tier("t");
+    for (larder, clock, has_tier) in [(in_memory, its_clock, false), (above_a_tier, clock, true)] {
+        for options in ["stale_on_error", "grace"] {
+            let cache = larder.cache(options).ttl("1m");
+            let cache: Cache<u64, Counted> = match options {
+                "grace" => cache.grace("1h").build().unwrap(),
+                _ => cache.stale_on_error("1h").build().unwrap(),
+            };
+            let loaded = Loaded::value(Counted(7)).etag("a");
+            cache.get_or_load(&1, |_| found(loaded)).await.unwrap();
+            let before = ENCODED.load(Ordering::Relaxed);
+            for round in 0..3 {
+                clock.advance(secs(60));
+                if has_tier && round == 2 {
+                    // What the tier alone has is renewed as well.
+                    cache.invalidate_in_memory(&1);
+                }
+                let renewed = cache.get_or_load(&1, |_| found(Loaded::not_modified()));
+                assert_eq!(renewed.await.unwrap().map(|value| value.0), Some(7));
+                settle(&larder).await;
+                assert!(cache.get_in_memory(&1).is_some(), "fresh again");
+            }
+            let encoded = ENCODED.load(Ordering::Relaxed) - before;
+            assert_eq!(encoded, 0, "{options}, over a tier: {has_tier}");
+        }
     }
 }
 
