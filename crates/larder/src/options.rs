@@ -139,7 +139,8 @@ pub struct CacheOptions {
     /// key: a batch is waited for. Default: until the load has failed.
     #[cfg_attr(feature = "config", serde(deserialize_with = "text::optional_span"))]
     pub soft_deadline: Option<Duration>,
-    /// How many loads of this cache run at once; more wait. Default 256.
+    /// How many loads of this cache run at once; more wait. What a closure does in front of its `async`
+    /// block waits for no turn. Default 256.
     pub load_concurrency: usize,
     /// How many loads may wait for their turn; more fail as overloaded. Default 10,000.
     pub load_queue: usize,

@@ -14,6 +14,7 @@ pub(crate) enum Count {
     Load,
     LoadFailed,
     LoadMillis,
+    LoadRefused,
     Shared,
     Refresh,
     StoodIn,
@@ -80,6 +81,7 @@ impl Counters {
             load_millis: self.sum(Count::LoadMillis),
             shared_loads: self.sum(Count::Shared),
             refreshes: self.sum(Count::Refresh),
+            loads_refused: self.sum(Count::LoadRefused),
             stood_in: self.sum(Count::StoodIn),
             fenced: self.sum(Count::Fenced),
             rejected: self.sum(Count::Rejected),
@@ -136,6 +138,8 @@ pub struct CacheStats {
     pub load_errors: u64,
     /// The time spent in loads, in milliseconds, without the waits for their turns.
     pub load_millis: u64,
+    /// Loads that did not begin, because as many as may were waiting for their turn.
+    pub loads_refused: u64,
     /// Reads that waited for a load or a tier read that another caller had begun.
     pub shared_loads: u64,
     /// Refreshes that began in the background, while what was there was served. Where another process

@@ -34,7 +34,7 @@ use crate::courier::{Errand, Receipt};
 use crate::entry::{Details, FillId, Held, Slide, Times};
 use crate::envelope::{self, Expect, Header, Label, Packed};
 use crate::epoch::Moment;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fence::{Mark, Standing};
 use crate::fill::{FillGuard, Landed, Origin, Shown};
 use crate::glob::Glob;
@@ -234,8 +234,12 @@ where
 {
     for fill in fills {
         let cache = Arc::clone(fill.cache());
-        cache.count(Count::Load, 1);
-        cache.count(Count::LoadFailed, 1);
+        if error.kind() == ErrorKind::Overloaded {
+            cache.count(Count::LoadRefused, 1);
+        } else {
+            cache.count(Count::Load, 1);
+            cache.count(Count::LoadFailed, 1);
+        }
         let now = cache.clock().monotonic();
         let stand_in = fill
             .stale()

@@ -336,6 +336,9 @@ async fn so_many_loads_run_so_many_wait_and_more_are_refused() {
     let refused = soon(read(5)).await.unwrap().unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Overloaded);
     assert!(refused.to_string().contains("load_queue"), "{refused}");
+    let stats = cache.stats();
+    assert_eq!((stats.loads_refused, stats.failed), (1, 1));
+    assert_eq!((stats.loads, stats.load_errors), (0, 0), "it did not begin");
     gate.open();
     for (key, outcome) in all(admitted).await.into_iter().enumerate() {
         assert_eq!(*outcome.unwrap(), key as u64);
