@@ -42,9 +42,12 @@
 mod check;
 mod facts;
 mod faults;
+mod loaders;
 mod node;
 mod promise;
+mod readers;
 mod rows;
+mod ways;
 mod writers;
 
 use std::sync::Arc;
