@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use fastrand::Rng;
 use larder::clock::Millis;
 
 use crate::promise::{
@@ -11,6 +12,8 @@ use crate::rows::{LAG, Row, Table};
 
 /// How many events are kept to be shown.
 const HISTORY: usize = 6_000;
+/// How many of the last changes count as recent.
+const RECENT: usize = 8;
 /// How many words are kept of each row. What falls out is older than any bound.
 const WORDS: usize = 512;
 
@@ -21,6 +24,8 @@ pub(crate) struct Facts {
     queued: HashMap<usize, Vec<(Row, Word)>>,
     /// What was committed for the feed to tell, and is not known to be told.
     fed: HashMap<Row, Word>,
+    /// Whose changes were the last ones.
+    recent: VecDeque<Row>,
     /// Since when nothing is broken.
     pub(crate) calm_since: Option<Millis>,
     history: VecDeque<(Millis, String)>,
@@ -86,6 +91,16 @@ impl Facts {
 
     pub(crate) fn committed(&mut self, row: Row, version: Version) {
         self.of(row).committed = version;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(row);
+    }
+
+    /// A row that was changed a moment ago, as far as any was.
+    pub(crate) fn any_recent(&self, rng: &mut Rng) -> Option<Row> {
+        let any = rng.usize(0..RECENT);
+        self.recent.get(any).copied()
     }
 
     /// What a row is, as far as that is known to be committed.

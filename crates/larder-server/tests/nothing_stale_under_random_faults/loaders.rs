@@ -1,5 +1,6 @@
 //! What the loaders of a process do, and how badly they behave.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +16,9 @@ use crate::ways::{Kept, Made, Way};
 /// Loads are this seldom slow, and very slow: one of so many.
 const SLOW: u64 = 3;
 const VERY_SLOW: u64 = 60;
+/// One load of so many fails, where loads panic and something may stand in, and takes so long.
+const FAILS: u64 = 2;
+const FAILS_AFTER: Duration = Duration::from_millis(100);
 
 /// What a load of many keys finds under each.
 type Batch<K, V> = Vec<(K, Result<Loaded<V>, BoxError>)>;
@@ -67,6 +71,12 @@ impl Source {
         Way::READS[rng.usize(0..Way::READS.len())]
     }
 
+    /// Whether a load is to fail for which something may stand in.
+    fn fails(&self) -> bool {
+        let things_break = self.mischief.panics.load(SeqCst) > 0;
+        things_break && self.mischief.rng.lock().unwrap().u64(0..FAILS) == 0
+    }
+
     /// Either of two things.
     pub(crate) fn tosses_a_coin(&self) -> bool {
         self.mischief.rng.lock().unwrap().bool()
@@ -112,6 +122,11 @@ impl OfRows {
         let lag = self.source.lag();
         let found = rows::fetch(&self.source.pool, self.table, ids, lag).await?;
         self.source.dawdle().await;
+        if self.table == Table::Sturdy && self.source.fails() {
+            self.source.clock.sleep(FAILS_AFTER).await;
+            let error = io::Error::other("a load fails, as it was told to");
+            return Err(sqlx::Error::Io(error));
+        }
         Ok(found)
     }
 

@@ -27,16 +27,18 @@ impl Target {
         rows.chain(shelves).chain([Self::Hall]).collect()
     }
 
-    /// All that stand in the same cache, in any order; the hall stands alone, because it is made from
-    /// what else is there.
+    /// The others in the same cache; the hall is apart, because it is made from what else is there.
     fn beside(self) -> Vec<Self> {
         match self {
-            Self::Row(Row { table, .. }) => {
-                let row = |id| Self::Row(Row { table, id });
-                table.ids().map(row).collect()
+            Self::Row(Row { table, id }) => {
+                let others = table.ids().filter(|other| *other != id);
+                others.map(|id| Self::Row(Row { table, id })).collect()
             }
-            Self::Shelf(_) => (0..SHELVES).map(Self::Shelf).collect(),
-            Self::Hall => vec![Self::Hall],
+            Self::Shelf(shelf) => {
+                let others = (0..SHELVES).filter(|other| *other != shelf);
+                others.map(Self::Shelf).collect()
+            }
+            Self::Hall => Vec::new(),
         }
     }
 
@@ -78,8 +80,8 @@ impl Question {
         Self { way, targets }
     }
 
-    fn any(all: &[Target], rng: &mut Rng) -> Self {
-        let target = all[rng.usize(0..all.len())];
+    /// About `target`, and maybe others beside it, in any way.
+    fn about(target: Target, rng: &mut Rng) -> Self {
         let way = match rng.u8(0..14) {
             0..6 => Way::Call,
             6..8 => Way::Bound,
@@ -90,9 +92,10 @@ impl Question {
         };
         let mut targets = vec![target];
         if way.takes_many() {
-            targets = target.beside();
-            rng.shuffle(&mut targets);
-            targets.truncate(rng.usize(1..=targets.len()));
+            let mut beside = target.beside();
+            rng.shuffle(&mut beside);
+            beside.truncate(rng.usize(0..=beside.len()));
+            targets.append(&mut beside);
         }
         Self { way, targets }
     }
@@ -135,7 +138,7 @@ impl Check {
         let all = Target::all();
         while self.goes_on(&self.working) {
             let post = rng.usize(0..NODES);
-            let question = Question::any(&all, &mut rng);
+            let question = Question::about(self.any_target(&all, &mut rng), &mut rng);
             match rng.u8(0..48) {
                 0..2 => self.read_and_leave(post, &question, rng.u64(0..20)).await,
                 2 => self.warm(post, &mut rng).await,
@@ -143,6 +146,15 @@ impl Check {
             }
             self.pause(rng.u64(0..8)).await;
         }
+    }
+
+    /// One of three is about what was changed a moment ago: there most can go wrong.
+    fn any_target(&self, all: &[Target], rng: &mut Rng) -> Target {
+        let any = all[rng.usize(0..all.len())];
+        if rng.u8(0..3) > 0 {
+            return any;
+        }
+        self.facts().any_recent(rng).map_or(any, Target::Row)
     }
 
     /// A caller that goes away, in the middle of a flight that it may lead.

@@ -191,7 +191,7 @@ where
         self.cache.with(read).get_or_load_many(keys, load).await
     }
 
-    /// Has keys loaded that are not there.
+    /// Has keys loaded that are not there, by the loader that this way of reading asks.
     pub(crate) async fn warm(&self, keys: Vec<K>, way: Way) -> WarmProgress {
         let loading = if way == Way::Batch {
             &self.in_batches
