@@ -312,16 +312,18 @@ fn cache_of(larder: &Larder, table: Table) -> Cache<i32, u64> {
         Table::Early => cache.eager_refresh(EARLY).xfetch(EAGER),
         // Whatever is read lives on.
         Table::Sliding => cache.ttl("3s").sliding("2h"),
-        Table::Graceful => cache.grace("2h").error_throttle("500ms"),
+        // What is stale here lives as long as anything.
+        Table::Graceful => cache.ttl("500ms").grace("2h").error_throttle("500ms"),
         Table::Sturdy => {
-            let patient = cache.stale_on_error("2h").error_throttle("500ms");
-            patient.soft_deadline("5ms")
+            let patient = cache.ttl("500ms").stale_on_error("2h");
+            patient.error_throttle("500ms").soft_deadline("5ms")
         }
     };
     cache.build().unwrap()
 }
 
-/// Everything lives longer than a run, so that nothing gets right by ending.
+/// Everything lives longer than a run, so that nothing gets right by ending; where a table is there for
+/// other lifetimes, [`cache_of`] says so.
 fn as_checked<K, V>(cache: CacheBuilder<K, V>) -> CacheBuilder<K, V>
 where
     K: CacheKey,
