@@ -245,6 +245,30 @@ async fn stale_values_are_served_and_refreshed_by_one_batch() {
     assert_eq!(cache.stats().refreshes, 2);
 }
 
+/// What another process has renewed needs no load, and those that are left get what is their own.
+#[tokio::test]
+async fn a_batch_that_refreshes_gives_no_key_the_value_of_another() {
+    let (here, clock, store) = with_tier("t");
+    let there = another_process("t", &clock, &store);
+    let of = |larder: &Larder| -> Numbers {
+        let cache = larder.cache("c").ttl("1m").grace("1h");
+        cache.build().unwrap()
+    };
+    let (mine, yours) = (of(&here), of(&there));
+    let source = Source::default();
+    let keys = [1, 2, 3];
+    let _ = mine.get_or_load_many(&keys, source.tenfold()).await;
+    clock.advance(secs(61));
+    let _ = yours.set(2, 22).await.unwrap();
+    let stale = mine.get_or_load_many(&keys, source.tenfold()).await;
+    assert_eq!(plain(&stale.unwrap()), [Some(10), Some(20), Some(30)]);
+    settle(&here).await;
+    let none = |_| unasked::<Vec<(u64, u64)>>();
+    let fresh = mine.get_or_load_many(&keys, none).await.unwrap();
+    assert_eq!(plain(&fresh), [Some(10), Some(22), Some(30)]);
+    assert_eq!(mine.stats().refreshes, 3);
+}
+
 #[tokio::test]
 async fn one_keys_error_is_the_error_of_the_call_and_nothing_is_cached() {
     let (larder, _clock, tier) = with_tier("t");

@@ -1,4 +1,4 @@
-//! A run: readers and writers, phases, and what is made of what was seen.
+//! A run: readers and writers, phases, and how all get well and agree.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use larder::clock::{Clock, Millis, SystemClock};
-use larder_testkit::{ChaosProxy, NoAnswer, Peer, PostgresServer, RedisServer, Reply};
+use larder_testkit::{ChaosProxy, Peer, PostgresServer, RedisServer, Reply};
 use tokio::task::JoinHandle;
 
-use crate::facts::{Expected, Facts};
+use crate::facts::Facts;
 use crate::node;
-use crate::promise::{Bounds, Promise, Reach, Seen};
-use crate::rows::{LAG, Row, Rows, SHELVES, items_of};
+use crate::promise::{Bounds, Promise};
+use crate::rows::{LAG, Rows};
 use crate::writers::Rush;
 
 pub(crate) const NODES: usize = 3;
@@ -23,7 +23,7 @@ const READERS: usize = 10;
 const ROUGH_FOR: std::ops::Range<Millis> = 4_000..8_000;
 const CALM_FOR: Millis = 2_500;
 /// What the promises say is 50 ms, and 3 s of silence; the rest is for a busy machine.
-const BOUNDS: Bounds = Bounds {
+pub(crate) const BOUNDS: Bounds = Bounds {
     calm: 1_500,
     rough: 10_000,
     feed: 3_000,
@@ -45,7 +45,7 @@ pub(crate) struct Check {
     pub(crate) posts: Vec<Post>,
     facts: Mutex<Facts>,
     /// Whether readers, writers and faults go on.
-    working: AtomicBool,
+    pub(crate) working: AtomicBool,
     pub(crate) writing: AtomicBool,
     pub(crate) breaking: AtomicBool,
 }
@@ -54,62 +54,6 @@ pub(crate) struct Check {
 pub(crate) struct Post {
     pub(crate) proxy: ChaosProxy,
     pub(crate) node: Mutex<Arc<Peer>>,
-}
-
-/// What a reader asks for.
-#[derive(Clone, Copy, Debug)]
-enum Target {
-    Row(Row),
-    Shelf(i32),
-    Hall,
-}
-
-impl Target {
-    fn all() -> Vec<Self> {
-        let rows = Row::all().into_iter().map(Self::Row);
-        let shelves = (0..SHELVES).map(Self::Shelf);
-        rows.chain(shelves).chain([Self::Hall]).collect()
-    }
-
-    /// The rows that show in it, and what has to reach them to change it.
-    fn sources(self) -> (Vec<Row>, Reach) {
-        match self {
-            Self::Row(row) => (vec![row], Reach::Itself),
-            Self::Shelf(shelf) => {
-                let items = items_of(shelf).map(Row::item);
-                (items.collect(), Reach::Dependents)
-            }
-            Self::Hall => {
-                let items = (0..SHELVES).flat_map(items_of).map(Row::item);
-                (items.collect(), Reach::Dependents)
-            }
-        }
-    }
-
-    fn line(self) -> String {
-        match self {
-            Self::Row(row) => row.to_string(),
-            Self::Shelf(shelf) => format!("shelf {shelf}"),
-            Self::Hall => "hall 0".to_owned(),
-        }
-    }
-
-    /// What an answer shows of each row.
-    fn seen(self, answer: &str) -> Vec<Seen> {
-        let front = answer.split(' ').next().unwrap();
-        match self {
-            Self::Row(_) if front == "-" => vec![Seen::Absent],
-            Self::Row(_) => vec![Seen::Version(front.parse().unwrap())],
-            Self::Shelf(_) | Self::Hall => {
-                let parts = front.split_terminator(',');
-                let each = parts.map(|part| match part.split_once('=').unwrap().1 {
-                    "0" => Seen::Absent,
-                    version => Seen::Version(version.parse().unwrap()),
-                });
-                each.collect()
-            }
-        }
-    }
 }
 
 impl Check {
@@ -185,6 +129,7 @@ impl Check {
         for other in others {
             other.await.unwrap();
         }
+        self.count_what_was_ahead().await;
         self.facts().count("cycles");
     }
 
@@ -263,99 +208,6 @@ impl Check {
         }
     }
 
-    async fn read(self: Arc<Self>, mut rng: Rng) {
-        let targets = Target::all();
-        while self.goes_on(&self.working) {
-            let (post, target) = (rng.usize(0..NODES), targets[rng.usize(0..targets.len())]);
-            match rng.u8(0..24) {
-                0 => self.read_and_leave(post, target, rng.u64(0..20)).await,
-                number => self.read_once(post, target, number < 6).await,
-            }
-            self.pause(rng.u64(0..8)).await;
-        }
-    }
-
-    /// A caller that goes away, in the middle of a flight that it may lead.
-    async fn read_and_leave(&self, post: usize, target: Target, millis: Millis) {
-        let line = format!("cancel {millis} {}", target.line());
-        self.facts().count("reads left");
-        let began = self.now();
-        let answer = self.node(post).ask(&line, ANSWERED_WITHIN).await;
-        if let Err(error) = answer {
-            self.complain((post, began), &line, &error);
-        }
-    }
-
-    async fn read_once(&self, post: usize, target: Target, with_token: bool) {
-        let (node, began) = (self.node(post), self.now());
-        let (rows, reach) = target.sources();
-        let (expected, line) = {
-            let mut facts = self.facts();
-            let with = rows[began as usize % rows.len()];
-            let token = facts.token(with, reach).filter(|_| with_token);
-            let expected = rows.iter().map(|row| {
-                let word = token.as_ref().filter(|_| *row == with);
-                let word = word.map(|(_, word)| *word);
-                facts.expected((post, *row, reach), word, began, &BOUNDS)
-            });
-            let expected: Vec<Expected> = expected.collect();
-            // What was told through a node counts for that node alone.
-            if !Arc::ptr_eq(&node, &self.node(post)) {
-                return;
-            }
-            let line = target.line();
-            let line = token.map_or(line.clone(), |(token, _)| format!("after {token} {line}"));
-            (expected, line)
-        };
-        match node.ask(&line, ANSWERED_WITHIN).await {
-            Ok(answer) => {
-                self.facts().count(if with_token {
-                    "reads with a token"
-                } else {
-                    "reads"
-                });
-                self.judge(
-                    post,
-                    target,
-                    &expected,
-                    &answer,
-                    &format!("{line}, begun at {began}"),
-                );
-            }
-            Err(error) => self.complain((post, began), &line, &error),
-        }
-    }
-
-    fn judge(&self, post: usize, target: Target, expected: &[Expected], answer: &str, line: &str) {
-        let seen = target.seen(answer);
-        assert_eq!(seen.len(), expected.len(), "{answer}");
-        let wrong: Vec<String> = {
-            let facts = self.facts();
-            let each = seen.iter().zip(expected);
-            each.filter_map(|(seen, expected)| facts.judge(*seen, expected))
-                .collect()
-        };
-        for wrong in wrong {
-            self.violated(format!("node {post}, {line}, gave {answer:?}: {wrong}"));
-        }
-    }
-
-    /// A read that failed: of a load it may, while things break; of a tier it never may.
-    pub(crate) fn complain(&self, (post, began): (usize, Millis), line: &str, error: &NoAnswer) {
-        let is_calm = self.facts().calm_since.is_some_and(|since| since <= began);
-        let of_a_load = ["Load", "Overloaded"];
-        let permitted = match error {
-            NoAnswer::Gone => !is_calm,
-            NoAnswer::Silent => false,
-            NoAnswer::Failed(why) => !is_calm && of_a_load.iter().any(|kind| why.starts_with(kind)),
-        };
-        if permitted {
-            self.facts().count("reads failed with their load");
-        } else {
-            self.violated(format!("node {post}, {line}: {error}"));
-        }
-    }
-
     /// Waits until every node is well by itself, and the feed has told everything.
     async fn get_well(&self) {
         for post in 0..NODES {
@@ -397,23 +249,19 @@ impl Check {
         }
         // What the last of them told on getting well is on its way to the others.
         self.pause(BOUNDS.calm).await;
+        self.read_all_at_rest().await;
+    }
+
+    /// Counts what the nodes did ahead of need.
+    async fn count_what_was_ahead(&self) {
         for post in 0..NODES {
-            for target in Target::all() {
-                let (rows, reach) = target.sources();
-                let expected: Vec<Expected> = {
-                    let facts = self.facts();
-                    let each = rows.iter().map(|row| facts.expected_at_rest(*row, reach));
-                    each.collect()
-                };
-                let line = target.line();
-                match self.node(post).ask(&line, ANSWERED_WITHIN).await {
-                    Ok(answer) => {
-                        let line = format!("{line}, when all has healed");
-                        self.judge(post, target, &expected, &answer, &line);
-                    }
-                    Err(error) => self.violated(format!("node {post}, {line}: {error}")),
-                }
-            }
+            let Ok(told) = self.node(post).ask("ahead", ANSWERED_WITHIN).await else {
+                continue;
+            };
+            let (refreshed, prefetched) = told.split_once(' ').unwrap();
+            let mut facts = self.facts();
+            facts.count_many("refreshed ahead", refreshed.parse().unwrap());
+            facts.count_many("prefetched", prefetched.parse().unwrap());
         }
     }
 

@@ -2,13 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use fastrand::Rng;
 use larder::clock::Millis;
 
-use crate::promise::{self, Bounds, By, Floor, Known, Promise, Reach, Seen, State, Version, Word};
+use crate::promise::{
+    self, Bounds, By, Floor, Known, Promise, Reach, Says, Seen, State, Version, Word,
+};
 use crate::rows::{LAG, Row, Table};
 
 /// How many events are kept to be shown.
 const HISTORY: usize = 6_000;
+/// How many of the last changes count as recent.
+const RECENT: usize = 8;
 /// How many words are kept of each row. What falls out is older than any bound.
 const WORDS: usize = 512;
 
@@ -19,6 +24,8 @@ pub(crate) struct Facts {
     queued: HashMap<usize, Vec<(Row, Word)>>,
     /// What was committed for the feed to tell, and is not known to be told.
     fed: HashMap<Row, Word>,
+    /// Whose changes were the last ones.
+    recent: VecDeque<Row>,
     /// Since when nothing is broken.
     pub(crate) calm_since: Option<Millis>,
     history: VecDeque<(Millis, String)>,
@@ -44,8 +51,12 @@ struct RowFacts {
 /// What a read of a row has to show.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected {
-    pub(crate) row: Row,
-    pub(crate) floor: Floor,
+    row: Row,
+    reach: Reach,
+    /// Of what has this reach.
+    floor: Floor,
+    /// The same without expiries.
+    floor_of_dependents: Floor,
 }
 
 impl Facts {
@@ -80,6 +91,16 @@ impl Facts {
 
     pub(crate) fn committed(&mut self, row: Row, version: Version) {
         self.of(row).committed = version;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(row);
+    }
+
+    /// A row that was changed a moment ago, as far as any was.
+    pub(crate) fn any_recent(&self, rng: &mut Rng) -> Option<Row> {
+        let any = rng.usize(0..RECENT);
+        self.recent.get(any).copied()
     }
 
     /// What a row is, as far as that is known to be committed.
@@ -193,29 +214,45 @@ impl Facts {
                 0
             },
         };
-        let floor = promise::floor(&known, reach, now, bounds);
-        Expected { row, floor }
+        let floor = |reach| promise::floor(&known, reach, now, bounds);
+        Expected {
+            row,
+            reach,
+            floor: floor(reach),
+            floor_of_dependents: floor(Reach::Dependents),
+        }
     }
 
     /// What every read has to show when all has healed.
     pub(crate) fn expected_at_rest(&self, row: Row, reach: Reach) -> Expected {
         let facts = &self.rows[&row];
-        let version = match reach {
-            Reach::Itself => facts.committed,
-            Reach::Dependents => facts.dependents,
+        let floor = |reach| {
+            let version = match reach {
+                Reach::Itself => facts.committed,
+                Reach::Dependents => facts.dependents,
+            };
+            Floor::at(version, Promise::NotLost)
         };
-        let floor = Floor::at(version, Promise::NotLost);
-        Expected { row, floor }
+        Expected {
+            row,
+            reach,
+            floor: floor(reach),
+            floor_of_dependents: floor(Reach::Dependents),
+        }
     }
 
     /// What is wrong with what was seen.
-    pub(crate) fn judge(&self, seen: Seen, expected: &Expected) -> Option<String> {
-        let Expected { row, floor } = expected;
-        let states = &self.rows[row].states;
+    pub(crate) fn judge(&self, seen: Seen, says: Says, expected: &Expected) -> Option<String> {
+        let row = expected.row;
+        let states = &self.rows[&row].states;
         if !promise::was_written(seen, states) {
             return Some(format!("{row}: {seen:?} was never written"));
         }
-        promise::is_stale(seen, *floor, states).then(|| {
+        let floor = match promise::reach_of(expected.reach, row.table.contract(), says) {
+            Reach::Itself => expected.floor,
+            Reach::Dependents => expected.floor_of_dependents,
+        };
+        promise::is_stale(seen, floor, states).then(|| {
             let Floor { version, promise } = floor;
             format!("{row}: {seen:?} is older than version {version} ({promise})")
         })
@@ -229,7 +266,11 @@ impl Facts {
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
+        self.count_many(what, 1);
+    }
+
+    pub(crate) fn count_many(&mut self, what: &'static str, count: u64) {
+        *self.counts.entry(what).or_default() += count;
     }
 
     pub(crate) fn count_fault(&mut self, what: &'static str) {

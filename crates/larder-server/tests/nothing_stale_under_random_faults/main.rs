@@ -2,7 +2,8 @@
 //! servers, processes, connections and messages are killed, stopped, cut and lost at random.
 //!
 //! Writers change rows in PostgreSQL and tell of it in every way there is, some by the change feed
-//! alone; readers read rows, and what is made from rows. What they see is judged by the promises of
+//! alone; readers read rows, and what is made from rows, in every way there is, one key or many at
+//! once, refresh them and warm their caches. What they see is judged by the promises of
 //! docs/coherence.md, in `promise`. `LARDER_CHECK_SECONDS` says how long it runs; `LARDER_SEED`
 //! repeats the plan of a run, though not its timing.
 //!
@@ -13,7 +14,8 @@
 //! # What it finds
 //!
 //! Each of these was put into the engine on purpose, and seen after so many seconds, with the first
-//! seed tried unless it says otherwise:
+//! seed tried unless it says otherwise. The upper nine were seen while all reads were of one key, by
+//! callers that bring their loader, from caches without options:
 //!
 //! | wrong on purpose | seconds | which promise is broken |
 //! |---|---|---|
@@ -26,13 +28,22 @@
 //! | what the bus did not take is forgotten | 12 | 5 |
 //! | a tier that missed an invalidation is read again at once | 10 | 1 |
 //! | the position of the feed runs ahead | 16 | 2 |
+//! | what renews a fresh entry is stored without a look at the fence | 15 | 2 |
+//! | a batch takes what any flight brings | 20 | 1 |
+//! | a batch ignores the token of its read | 21 | token |
+//! | what a batch reads leaves no note for what is made from it | 1 | 1 |
+//! | what is loaded ahead is put into memory once more, without fence or tags | 6 | 1 |
+//! | behind a soft deadline memory is not asked whether its entry is gone (second seed) | 11 | 1 |
+//! | a stale answer says that it is fresh | 15 | 1 |
+//! | what slides is served whatever was invalidated | 42 | 1 |
 //!
 //! And these it found: what a load makes for others from an entry that is gone unheard; what it makes
 //! from a value that was refused; an invalidation that a tier missed and made up for, while others
-//! had found the old value there.
+//! had found the old value there; a batch that refreshed keys and gave one the value of another.
 //!
-//! In reading order: `promise`, pure: what a read must not show; `rows`: the tables; `node`: a
-//! process; `facts`: what is known; `check`: a run; `writers`; `faults`.
+//! In reading order: `promise`, pure: what a read must not show; `rows`: the tables; `ways`: to read;
+//! `loaders`, and `node`: a process; `facts`: what is known; `check`: a run; `writers`; `readers`;
+//! `faults`.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -42,9 +53,12 @@
 mod check;
 mod facts;
 mod faults;
+mod loaders;
 mod node;
 mod promise;
+mod readers;
 mod rows;
+mod ways;
 mod writers;
 
 use std::sync::Arc;

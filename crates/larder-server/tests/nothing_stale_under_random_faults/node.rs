@@ -1,28 +1,31 @@
 //! A process with a larder: caches over the tables, a follower of the feed, and mischief inside.
 //!
 //! ```text
-//! item 3                 reads a row: VERSION or `-`, and the story of the read
-//! shelf 1, hall 0        reads what is made from items: ID=VERSION,ID=VERSION, and the story
-//! after TOKEN item 3     the same, no older than the token
-//! cancel 5 item 3        the same, by a caller that goes away after 5 ms
-//! invalidate 3           and other ways to tell: acked TOKEN, acked, or queued
+//! call item 3            reads a row: VERSION, `-` or `!KIND OF ERROR`, and the story of the read
+//! batch item 3,4         and other ways to read, each in `ways`: VERSION;VERSION
+//! call shelf 1           reads what is made from items: VERSION,VERSION, and the story
+//! after TOKEN call ..    the same, no older than the token
+//! cancel 5 call ..       the same, by a caller that goes away after 5 ms
+//! warm early             has the rows of a table loaded that are not there
+//! invalidate item 3      and other ways to tell: acked TOKEN, acked, or queued
 //! bus drop 20 7          faults of its bus: drops 20 of 1,000 messages, chosen by seed 7
+//! ahead                  what it refreshed ahead, and prefetched, since it was asked last
 //! ```
 
-use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fastrand::Rng;
-use larder::clock::{Clock, SystemClock};
-use larder::{Cache, Invalidation, Isolation, Larder, Loaded, Read, Receipt, TierHealth, Token};
+use larder::{
+    Cache, CacheBuilder, CacheKey, Feed, Invalidation, Isolation, Larder, Loaded, Prefetch,
+    Prefetching, Read, Receipt, RefreshAhead, Refreshing, TierHealth, Token,
+};
 use larder_redis::{Redis, RedisBus};
 use larder_testkit::{FaultyBus, Peer};
 use serde_json::json;
-use sqlx::postgres::PgPool;
 
-use crate::rows::{self, NAMESPACE, Row, SHELVES, Table};
+use crate::loaders::{OfMade, OfRows, Source};
+use crate::rows::{self, NAMESPACE, Table};
+use crate::ways::{Kept, Made, Way};
 
 /// The variable that tells the test below where redis and database are, and its seed.
 pub(crate) const VARIABLE: &str = "LARDER_CHECK_NODE";
@@ -35,9 +38,10 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(3);
 /// killed; its own lease is not to be waited for as long.
 const MAKING_DEADLINE: Duration = Duration::from_secs(45);
 const MAKING_LEASE: Duration = Duration::from_secs(5);
-/// Loads are this seldom slow, and very slow: one of so many.
-const SLOW: u64 = 3;
-const VERY_SLOW: u64 = 60;
+/// A share of the lifetime of an entry behind which a read refreshes it: a moment of two hours.
+const EARLY: f64 = 0.00002;
+/// How eager XFetch is: a load of some milliseconds reaches hours ahead, now and then.
+const EAGER: f64 = 100_000.0;
 
 /// Where there is no variable, the processes of the checker show that this is so.
 #[test]
@@ -66,25 +70,28 @@ struct Node {
     larder: Larder,
     bus: FaultyBus<RedisBus>,
     database: String,
-    caches: Vec<(Table, Cache<i32, u64>)>,
-    made: Cache<String, Vec<(i32, u64)>>,
+    rows: Rows,
+    made: Kept<String, Made, OfMade>,
+    ahead: Ahead,
     source: Source,
 }
 
-/// What loaders read from, and how badly they behave.
-#[derive(Clone)]
-struct Source {
-    pool: PgPool,
-    clock: Arc<dyn Clock>,
-    mischief: Arc<Mischief>,
+/// The caches over the tables.
+struct Rows(Vec<(Table, Kept<i32, u64, OfRows>)>);
+
+impl Rows {
+    fn of(&self, table: Table) -> &Kept<i32, u64, OfRows> {
+        let of_table = |(its, _): &&(Table, _)| *its == table;
+        &self.0.iter().find(of_table).unwrap().1
+    }
 }
 
-struct Mischief {
-    rng: std::sync::Mutex<Rng>,
-    /// One load of so many panics; 0 for none.
-    panics: AtomicU64,
-    /// How far behind the replica is, in milliseconds.
-    lag: AtomicU64,
+/// What is done ahead of need for the rows of [`Table::Early`].
+struct Ahead {
+    refreshing: Refreshing,
+    prefetching: Prefetching,
+    /// What was told of it so far.
+    told: Mutex<[u64; 2]>,
 }
 
 impl Node {
@@ -99,24 +106,31 @@ impl Node {
             .backplane(bus.clone())
             .build()
             .unwrap();
-        larder.on_event("item.changed", ["key item:{id}"]).unwrap();
-        let mischief = Mischief {
-            rng: std::sync::Mutex::new(Rng::with_seed(seed.parse().unwrap())),
-            panics: AtomicU64::new(0),
-            lag: AtomicU64::new(0),
+        for (table, _) in Table::ALL {
+            let table = table.name();
+            let keys = format!("key {table}:{{id}}");
+            larder
+                .on_event(&format!("{table}.changed"), [&*keys])
+                .unwrap();
+        }
+        let source = Source::open(database, number(seed)).await;
+        let kept = |table| Kept::new(cache_of(&larder, table), OfRows::new(&source, table));
+        let rows = Rows(Table::ALL.map(|(table, _)| (table, kept(table))).into());
+        let made = as_checked(larder.cache("made"))
+            .load_deadline(MAKING_DEADLINE)
+            .lease(MAKING_LEASE)
+            .build()
+            .unwrap();
+        let maker = OfMade {
+            source: source.clone(),
+            items: rows.of(Table::Item).clone(),
+            made: made.clone(),
         };
         Self {
-            caches: Table::ALL.map(|(table, _)| cache_of(&larder, table)).into(),
-            made: as_checked(larder.cache("made"))
-                .load_deadline(MAKING_DEADLINE)
-                .lease(MAKING_LEASE)
-                .build()
-                .unwrap(),
-            source: Source {
-                pool: rows::connect(database).await,
-                clock: SystemClock::shared(),
-                mischief: Arc::new(mischief),
-            },
+            ahead: Ahead::of(rows.of(Table::Early)),
+            made: Kept::new(made, maker),
+            rows,
+            source,
             database: database.to_owned(),
             bus,
             larder,
@@ -129,113 +143,98 @@ impl Node {
             return told.map(receipt).map_err(said);
         }
         match words[..] {
-            ["after", token, what, id] => {
+            ["after", token, way, what, ids] => {
                 let token: Token = token.parse().map_err(said)?;
-                self.read(Read::new().after(token), what, number(id)).await
+                Ok(self.read(Read::new().after(token), way, what, ids).await)
             }
-            ["cancel", millis, what, id] => {
+            ["cancel", millis, way, what, ids] => {
                 let wait = Duration::from_millis(number(millis));
                 tokio::select! {
-                    answer = self.read(Read::new(), what, number(id)) => answer,
+                    answer = self.read(Read::new(), way, what, ids) => Ok(answer),
                     () = self.source.clock.sleep(wait) => Ok("cancelled".to_owned()),
                 }
             }
+            ["warm", table] => self.warm(Table::named(table).unwrap()).await,
             ["bus", ..] => {
                 self.break_bus(&words[1..]);
                 Ok("done".to_owned())
             }
             ["panics", one_of] => {
-                self.source.mischief.panics.store(number(one_of), SeqCst);
+                self.source.panic_in_one_of(number(one_of));
                 Ok("done".to_owned())
             }
             ["lag", millis] => {
-                self.source.mischief.lag.store(number(millis), SeqCst);
+                self.source.lag_by(number(millis));
                 Ok("done".to_owned())
             }
             ["figures"] => Ok(self.figures()),
-            [what, id] => self.read(Read::new(), what, number(id)).await,
+            ["ahead"] => Ok(self.ahead.told()),
+            [way, what, ids] => Ok(self.read(Read::new(), way, what, ids).await),
             _ => panic!("{line}"),
         }
     }
 
-    fn cache(&self, table: Table) -> &Cache<i32, u64> {
-        let of_table = |(its, _): &&(Table, _)| *its == table;
-        &self.caches.iter().find(of_table).unwrap().1
-    }
-
-    async fn read(&self, read: Read, what: &str, id: i32) -> Result<String, String> {
-        let story = match Table::named(what) {
+    async fn read(&self, read: Read, way: &str, what: &str, ids: &str) -> String {
+        let (way, ids) = (Way::named(way).unwrap(), ids.split(','));
+        match Table::named(what) {
             Some(table) => {
-                let row = Row { table, id };
-                let load = |_| self.source.clone().load(row);
-                let cache = self.cache(table).with(read);
-                let answered = cache.get_or_load_explained(&id, load).await;
-                let answered = answered.map_err(said)?;
-                let version = answered.value.map_or("-".to_owned(), |v| v.to_string());
-                format!("{version} {}", answered.outcome)
+                let ids: Vec<i32> = ids.map(number).collect();
+                self.rows.of(table).show(read, way, &ids).await
             }
             None => {
-                let key = format!("{what} {id}");
-                let load = |_| self.made_of(what == "hall", id);
-                let cache = self.made.with(read);
-                let answered = cache.get_or_load_explained(&*key, load).await;
-                let answered = answered.map_err(said)?;
-                format!("{} {}", written(&answered.value), answered.outcome)
+                let keys: Vec<String> = ids.map(|id| format!("{what} {id}")).collect();
+                self.made.show(read, way, &keys).await
             }
-        };
-        Ok(story)
+        }
     }
 
-    /// Loads a shelf, or the hall.
-    fn made_of(
-        &self,
-        is_hall: bool,
-        shelf: i32,
-    ) -> impl Future<Output = larder::Result<Vec<(i32, u64)>>> + Send + 'static {
-        let (made, items) = (self.made.clone(), self.cache(Table::Item).clone());
-        let source = self.source.clone();
-        async move {
-            if !is_hall {
-                return shelf_of(items, source, shelf).await;
-            }
-            let mut all = Vec::new();
-            for shelf in 0..SHELVES {
-                let load = |_| shelf_of(items.clone(), source.clone(), shelf);
-                let key = format!("shelf {shelf}");
-                let one = Box::pin(made.get_or_load(&*key, load)).await?;
-                all.extend_from_slice(&one);
-            }
-            Ok(all)
+    /// Has the rows of a table loaded that are not there; where their versions keep out what is older,
+    /// with rows at hand that may be.
+    async fn warm(&self, table: Table) -> Result<String, String> {
+        let (kept, ids) = (self.rows.of(table), table.ids().collect::<Vec<i32>>());
+        let progress = if table == Table::Lagging && self.source.lag() > 0 {
+            let found = kept.loader.find(&ids).await;
+            let found = found.map_err(|error| format!("Load {error:?}"))?;
+            kept.cache.warm_with(Feed::list(found)).start().done().await
+        } else {
+            kept.warm(ids, self.source.any_way()).await
+        };
+        match progress.failed {
+            0 => Ok(progress.line(0)),
+            _ => Err(format!("Load {}", progress.line(0))),
         }
     }
 
     /// Tells what has changed, if that is what the words say.
     async fn tell(&self, words: &[&str]) -> Option<larder::Result<Receipt>> {
-        let items = self.cache(Table::Item);
+        let cache = |table| &self.rows.of(Table::named(table).unwrap()).cache;
         Some(match *words {
-            ["invalidate", id] => items.invalidate(&number::<i32>(id)).await,
-            ["expire", id] => items.expire(&number::<i32>(id)).await,
+            ["invalidate", table, id] => cache(table).invalidate(&number::<i32>(id)).await,
+            ["expire", table, id] => cache(table).expire(&number::<i32>(id)).await,
             ["tags", tags] => {
                 let tags = tags.split(',').map(Invalidation::tag);
                 self.larder.invalidate_each(tags).await
             }
-            ["group", half] => items.invalidate_group(&format!("half {half}")).await,
-            ["clear"] => items.clear().await,
-            ["pattern", id] => items.invalidate_matching(id).await,
-            ["event", id] => {
-                let payload = json!({ "id": number::<i32>(id) });
-                self.larder.emit("item.changed", &payload).await
+            ["group", table, half] => {
+                let group = format!("half {half}");
+                cache(table).invalidate_group(&group).await
             }
-            ["set", id, version, category] => {
-                let (version, tag) = (number(version), tag(Table::Item, category));
+            ["clear", table] => cache(table).clear().await,
+            ["pattern", table, id] => cache(table).invalidate_matching(id).await,
+            ["event", table, id] => {
+                let payload = json!({ "id": number::<i32>(id) });
+                let event = format!("{table}.changed");
+                self.larder.emit(&event, &payload).await
+            }
+            ["set", table, id, version, category] => {
+                let tag = rows::tag_of(Table::named(table).unwrap(), number(category));
+                let version = number(version);
                 let value = Loaded::value(version).version(version).tags([tag]);
-                items.set(number(id), value).await
+                cache(table).set(number(id), value).await
             }
             ["before", table, id, version] => {
-                let cache = self.cache(Table::named(table).unwrap());
-                cache
-                    .invalidate_before(&number::<i32>(id), number(version))
-                    .await
+                let (id, version) = (number::<i32>(id), number(version));
+                cache(table).invalidate_before(&id, version).await
             }
             _ => return None,
         })
@@ -273,64 +272,61 @@ impl Node {
     }
 }
 
-async fn shelf_of(
-    items: Cache<i32, u64>,
-    source: Source,
-    shelf: i32,
-) -> larder::Result<Vec<(i32, u64)>> {
-    let mut made = Vec::new();
-    for id in rows::items_of(shelf) {
-        let load = |_| source.clone().load(Row::item(id));
-        let item = Box::pin(items.get_or_load(&id, load)).await?;
-        made.push((id, item.map_or(0, |version| *version)));
-    }
-    source.dawdle().await;
-    Ok(made)
-}
-
-impl Source {
-    /// Reads a row, and takes its time with what it found.
-    async fn load(self, row: Row) -> sqlx::Result<Loaded<u64>> {
-        let lag = self.mischief.lag.load(SeqCst);
-        let found = rows::fetch(&self.pool, row, lag).await?;
-        self.dawdle().await;
-        Ok(match found {
-            None => Loaded::absent(),
-            Some(found) => Loaded::value(found.version)
-                .version(found.version)
-                .tags([rows::tag_of(row.table, found.category)]),
-        })
-    }
-
-    /// What changes between the read and the fill is what fences are for.
-    async fn dawdle(&self) {
-        let (slow, very_slow, panics, millis) = {
-            let mut rng = self.mischief.rng.lock().unwrap();
-            let mut one_of = |of: u64| of > 0 && rng.u64(0..of) == 0;
-            let panics = one_of(self.mischief.panics.load(SeqCst));
-            (one_of(SLOW), one_of(VERY_SLOW), panics, rng.u64(1..30))
+impl Ahead {
+    fn of(early: &Kept<i32, u64, OfRows>) -> Self {
+        let often = RefreshAhead {
+            after: 1.0,
+            every: Some(Duration::from_millis(300)),
+            tick: Duration::from_millis(50),
+            sample: 1,
+            ..RefreshAhead::default()
         };
-        if slow || very_slow {
-            let millis = if very_slow { 20 * millis } else { millis };
-            self.clock.sleep(Duration::from_millis(millis)).await;
+        Self {
+            refreshing: early.singly.refresh_ahead(often).unwrap(),
+            prefetching: early.singly.prefetch(Prefetch::default()).unwrap(),
+            told: Mutex::default(),
         }
-        assert!(!panics, "a loader panics, as it was told to");
+    }
+
+    /// What was refreshed, and what was prefetched, since this was asked last.
+    fn told(&self) -> String {
+        let (refreshed, prefetched) = (self.refreshing.stats(), self.prefetching.stats());
+        let now = [refreshed.refreshes, prefetched.prefetched];
+        let mut told = self.told.lock().unwrap();
+        let [refreshed, prefetched] = std::array::from_fn(|at| now[at] - told[at]);
+        *told = now;
+        format!("{refreshed} {prefetched}")
     }
 }
 
-fn cache_of(larder: &Larder, table: Table) -> (Table, Cache<i32, u64>) {
+/// The cache of a table, with the options that the table is there for.
+fn cache_of(larder: &Larder, table: Table) -> Cache<i32, u64> {
     let cache = as_checked(larder.cache(table.name()));
-    let cache = match table {
-        Table::Item => cache.groups(|id| vec![rows::group_of(*id)]),
-        _ => cache,
+    let cache = if table.is_told_by_hand() {
+        cache.groups(|id| vec![rows::group_of(*id)])
+    } else {
+        cache
     };
-    (table, cache.build().unwrap())
+    let cache = match table {
+        Table::Item | Table::Keyed | Table::Tagged | Table::Lagging => cache,
+        Table::Early => cache.eager_refresh(EARLY).xfetch(EAGER),
+        // Whatever is read lives on.
+        Table::Sliding => cache.ttl("3s").sliding("2h"),
+        // What is stale here lives as long as anything.
+        Table::Graceful => cache.ttl("500ms").grace("2h").error_throttle("500ms"),
+        Table::Sturdy => {
+            let patient = cache.ttl("500ms").stale_on_error("2h");
+            patient.error_throttle("500ms").soft_deadline("5ms")
+        }
+    };
+    cache.build().unwrap()
 }
 
-/// Everything lives longer than a run, so that nothing gets right by ending.
-fn as_checked<K, V>(cache: larder::CacheBuilder<K, V>) -> larder::CacheBuilder<K, V>
+/// Everything lives longer than a run, so that nothing gets right by ending; where a table is there for
+/// other lifetimes, [`cache_of`] says so.
+fn as_checked<K, V>(cache: CacheBuilder<K, V>) -> CacheBuilder<K, V>
 where
-    K: larder::CacheKey,
+    K: CacheKey,
     V: serde::Serialize + serde::de::DeserializeOwned + Send + Sync + 'static,
 {
     cache
@@ -341,20 +337,8 @@ where
         .isolation(Isolation::Load)
 }
 
-fn tag(table: Table, category: &str) -> String {
-    rows::tag_of(table, number(category))
-}
-
 fn number<N: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> N {
     text.parse().unwrap()
-}
-
-fn written(made: &[(i32, u64)]) -> String {
-    let mut text = String::new();
-    for (id, version) in made {
-        let _ = write!(text, "{id}={version},");
-    }
-    text
 }
 
 fn said(error: larder::Error) -> String {

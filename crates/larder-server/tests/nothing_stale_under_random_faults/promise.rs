@@ -10,6 +10,9 @@
 //! | 2 | what was acked anywhere shows everywhere a bounded time later: [`Bounds::calm`] where nothing was broken since, [`Bounds::rough`] otherwise; what the change feed has to tell, [`Bounds::feed`] after its commit where nothing was broken |
 //! | 5 | what was queued counts as acked from the moment when its process is well again, and what the feed has to tell from the moment when its outbox is empty; when all has healed, everything shows |
 //! | token | a read that is given the token of a call sees what the call told, wherever it begins |
+//!
+//! Where a cache is told to serve what is stale, an expiry leaves the entry there, and an answer may be
+//! behind it that says so; what was invalidated is gone there as anywhere: see [`reach_of`].
 
 use std::fmt;
 
@@ -38,6 +41,31 @@ pub(crate) enum Seen {
 pub(crate) enum Reach {
     Itself,
     Dependents,
+}
+
+/// What a cache may serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contract {
+    FreshAlone,
+    /// What is stale as well, if it says so.
+    StaleToo,
+}
+
+/// What an answer says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    Fresh,
+    Stale,
+    /// Some calls give values alone.
+    Nothing,
+}
+
+/// Whom a change has to be told to, for an answer to have to show it which shows what has this reach.
+pub(crate) fn reach_of(reach: Reach, contract: Contract, says: Says) -> Reach {
+    match (contract, says) {
+        (Contract::FreshAlone, _) | (Contract::StaleToo, Says::Fresh) => reach,
+        (Contract::StaleToo, Says::Stale | Says::Nothing) => Reach::Dependents,
+    }
 }
 
 /// Who answers for a change having been told.
@@ -287,6 +315,19 @@ mod tests {
         };
         assert_eq!(floor(&known, Reach::Itself, 99, &BOUNDS).version, 3);
         assert_eq!(floor(&known, Reach::Dependents, 99, &BOUNDS).version, 0);
+    }
+
+    #[test]
+    fn only_an_answer_that_cannot_be_taken_for_fresh_may_be_behind_an_expiry() {
+        use Says::{Fresh, Nothing, Stale};
+        let reach = |contract, says| reach_of(Reach::Itself, contract, says);
+        for says in [Fresh, Stale, Nothing] {
+            assert_eq!(reach(Contract::FreshAlone, says), Reach::Itself);
+        }
+        assert_eq!(reach(Contract::StaleToo, Fresh), Reach::Itself);
+        for says in [Stale, Nothing] {
+            assert_eq!(reach(Contract::StaleToo, says), Reach::Dependents);
+        }
     }
 
     #[test]

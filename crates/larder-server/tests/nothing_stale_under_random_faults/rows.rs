@@ -8,7 +8,7 @@ use larder_testkit::PostgresServer;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Row as _};
 
-use crate::promise::{State, Version};
+use crate::promise::{Contract, State, Version};
 
 /// The namespace of everything.
 pub(crate) const NAMESPACE: &str = "check";
@@ -29,14 +29,26 @@ pub(crate) enum Table {
     Tagged,
     /// Read from a replica, and told with their versions.
     Lagging,
+    /// As items, and refreshed while they are fresh: by reads, ahead of them, and by prefetches.
+    Early,
+    /// As items, and prolonged by reads.
+    Sliding,
+    /// As items, and served when they are stale, while somebody loads them.
+    Graceful,
+    /// As items, and served when they are stale, where a load fails or is slow.
+    Sturdy,
 }
 
 impl Table {
-    pub(crate) const ALL: [(Self, i32); 4] = [
+    pub(crate) const ALL: [(Self, i32); 8] = [
         (Self::Item, 12),
         (Self::Keyed, 4),
         (Self::Tagged, 4),
         (Self::Lagging, 3),
+        (Self::Early, 4),
+        (Self::Sliding, 3),
+        (Self::Graceful, 4),
+        (Self::Sturdy, 4),
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -45,6 +57,29 @@ impl Table {
             Self::Keyed => "keyed",
             Self::Tagged => "tagged",
             Self::Lagging => "lagging",
+            Self::Early => "early",
+            Self::Sliding => "sliding",
+            Self::Graceful => "graceful",
+            Self::Sturdy => "sturdy",
+        }
+    }
+
+    /// The numbers of its rows.
+    pub(crate) fn ids(self) -> std::ops::Range<i32> {
+        let of_table = |(its, _): &&(Self, i32)| *its == self;
+        0..Self::ALL.iter().find(of_table).unwrap().1
+    }
+
+    /// Whether whoever changes it tells a larder, in any way there is.
+    pub(crate) fn is_told_by_hand(self) -> bool {
+        !matches!(self, Self::Keyed | Self::Tagged | Self::Lagging)
+    }
+
+    /// What its cache may serve.
+    pub(crate) fn contract(self) -> Contract {
+        match self {
+            Self::Graceful | Self::Sturdy => Contract::StaleToo,
+            _ => Contract::FreshAlone,
         }
     }
 
@@ -85,11 +120,11 @@ impl std::fmt::Display for Row {
 pub(crate) const SHELVES: i32 = 4;
 
 pub(crate) fn items_of(shelf: i32) -> impl Iterator<Item = i32> {
-    let (_, items) = Table::ALL[0];
-    (0..items).filter(move |id| id % SHELVES == shelf)
+    let items = Table::Item.ids();
+    items.filter(move |id| id % SHELVES == shelf)
 }
 
-/// The group of an item, which its cache derives from the key.
+/// The group of a row that is told by hand, which its cache derives from the key.
 pub(crate) fn group_of(id: i32) -> String {
     format!("half {}", id % 2)
 }
@@ -111,6 +146,7 @@ pub(crate) fn feed(url: &str) -> Feed {
 /// What a loader finds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
+    pub(crate) id: i32,
     pub(crate) version: Version,
     pub(crate) category: i32,
 }
@@ -124,9 +160,13 @@ pub(crate) async fn connect(url: &str) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// Reads a row as it is, or as the replica shows it.
-pub(crate) async fn fetch(pool: &PgPool, row: Row, lag: u64) -> sqlx::Result<Option<Found>> {
-    let Row { table, id } = row;
+/// Reads rows as they are, or as the replica shows them. Those that are not there are left out.
+pub(crate) async fn fetch(
+    pool: &PgPool,
+    table: Table,
+    ids: &[i32],
+    lag: u64,
+) -> sqlx::Result<Vec<Found>> {
     let version = match table {
         Table::Lagging => {
             "CASE WHEN changed_at > clock_timestamp() - $2::int8 * interval '1 ms' \
@@ -135,16 +175,18 @@ pub(crate) async fn fetch(pool: &PgPool, row: Row, lag: u64) -> sqlx::Result<Opt
         _ => "version + 0 * $2::int8",
     };
     let sql = format!(
-        "SELECT {version}, category FROM {} WHERE id = $1",
+        "SELECT id, {version}, category FROM {} WHERE id = ANY($1)",
         table.name()
     );
     let lag = i64::try_from(lag).unwrap();
-    let found = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(lag);
-    let found = found.fetch_optional(pool).await?;
-    Ok(found.map(|row| Found {
-        version: u64::try_from(row.get::<i64, _>(0)).unwrap(),
-        category: row.get(1),
-    }))
+    let found = sqlx::query(AssertSqlSafe(sql)).bind(ids).bind(lag);
+    let found = found.fetch_all(pool).await?;
+    let found = found.into_iter().map(|row| Found {
+        id: row.get(0),
+        version: u64::try_from(row.get::<i64, _>(1)).unwrap(),
+        category: row.get(2),
+    });
+    Ok(found.collect())
 }
 
 /// What a row becomes.
@@ -206,10 +248,11 @@ impl Rows {
 
     /// Whether a change was made whose commit gave no answer.
     pub(crate) async fn is_made(&self, change: Change) -> sqlx::Result<bool> {
-        let found = fetch(&self.pool, change.row, 0).await?;
+        let Row { table, id } = change.row;
+        let found = fetch(&self.pool, table, &[id], 0).await?;
         Ok(match change.state {
-            State::Absent => found.is_none(),
-            State::Present => found.is_some_and(|found| found.version == change.version),
+            State::Absent => found.is_empty(),
+            State::Present => found.iter().any(|found| found.version == change.version),
         })
     }
 

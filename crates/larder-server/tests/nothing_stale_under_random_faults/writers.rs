@@ -7,7 +7,7 @@ use larder::Invalidation;
 use larder_testkit::NoAnswer;
 
 use crate::check::{ANSWERED_WITHIN, Check, NODES};
-use crate::promise::{By, Reach, State, Word};
+use crate::promise::{By, Contract, Reach, State, Word};
 use crate::rows::{CATEGORIES, Change, Row, Table, tag_of};
 
 /// How a change is told.
@@ -37,9 +37,9 @@ impl Past {
 /// Whether a row is deleted at times. The others can be told by their tags.
 fn can_go(row: Row) -> bool {
     match row.table {
-        Table::Item => row.id % 2 == 1,
         Table::Keyed => true,
         Table::Tagged | Table::Lagging => false,
+        _ => row.id % 2 == 1,
     }
 }
 
@@ -74,11 +74,11 @@ impl Check {
         let all = Row::all().into_iter().enumerate();
         let mine = all.filter(|(at, _)| at % writers == writer);
         let mut mine: Vec<Past> = mine.map(|(_, row)| Past::new(row)).collect();
-        let mut change = 0;
+        let (mut change, first) = (0, rng.usize(0..mine.len()));
         while self.goes_on(&self.writing) {
             let past = match rush {
                 Rush::Wide => rng.usize(0..mine.len()),
-                Rush::Narrow => (2 * (change / NARROW_FOR) + rng.usize(0..2)) % mine.len(),
+                Rush::Narrow => (first + 2 * (change / NARROW_FOR) + rng.usize(0..2)) % mine.len(),
             };
             self.write(&mut mine[past], &mut rng).await;
             change += 1;
@@ -244,13 +244,13 @@ fn way(past: &Past, change: Change, rng: &mut Rng) -> Way {
     match table {
         Table::Keyed | Table::Tagged => Way::Feed(None),
         Table::Lagging => before(change),
-        Table::Item => match rng.u8(0..40) {
+        _ => match rng.u8(0..40) {
             0..4 => {
-                let key = Invalidation::key("item", [id.to_string()]);
+                let key = Invalidation::key(table.name(), [id.to_string()]);
                 Way::Feed(Some(key))
             }
             4..9 if change.state == State::Present => {
-                line(format!("set {id} {version} {category}"))
+                line(format!("set {} {id} {version} {category}", table.name()))
             }
             _ => again(past, change, rng),
         },
@@ -259,19 +259,24 @@ fn way(past: &Past, change: Change, rng: &mut Rng) -> Way {
 
 /// How a change is told that may have been told already, or in part.
 fn again(past: &Past, change: Change, rng: &mut Rng) -> Way {
-    let id = change.row.id;
-    if change.row.table == Table::Lagging {
+    let Row { table, id } = change.row;
+    if table == Table::Lagging {
         return before(change);
     }
-    match rng.u8(0..20) {
-        0..4 => Way::Line(format!("expire {id}"), Reach::Itself),
+    let expiries = match table.contract() {
+        Contract::FreshAlone => 1,
+        // Only behind an expiry there is anything stale to be served.
+        Contract::StaleToo => 3,
+    };
+    if rng.u8(0..5) < expiries {
+        return Way::Line(format!("expire {} {id}", table.name()), Reach::Itself);
+    }
+    match rng.u8(0..16) {
         // No tag reaches an entry that says that there is no such row.
-        4..9 if !can_go(past.row) => {
+        0..5 if !can_go(past.row) => {
             // A process that has not heard yet of what others told may hold the row as it was under
             // any category that it had, and has to drop it at once if it is the one that is told.
-            let tags: Vec<_> = (0..CATEGORIES)
-                .map(|tag| tag_of(Table::Item, tag))
-                .collect();
+            let tags: Vec<_> = (0..CATEGORIES).map(|tag| tag_of(table, tag)).collect();
             line(format!("tags {}", tags.join(",")))
         }
         _ => whole(change, rng),
@@ -280,17 +285,18 @@ fn again(past: &Past, change: Change, rng: &mut Rng) -> Way {
 
 /// How any change of a row is told, whatever entries of it there may be.
 fn whole(change: Change, rng: &mut Rng) -> Way {
-    let id = change.row.id;
-    if change.row.table == Table::Lagging {
+    let Row { table, id } = change.row;
+    if table == Table::Lagging {
         return before(change);
     }
+    let table = table.name();
     line(match rng.u8(0..20) {
-        0 => "clear".to_owned(),
-        1 => format!("pattern {id}"),
-        2..5 => format!("group {}", id % 2),
-        5..8 => format!("event {id}"),
-        8..10 => format!("before item {id} {}", change.version),
-        _ => format!("invalidate {id}"),
+        0 => format!("clear {table}"),
+        1 => format!("pattern {table} {id}"),
+        2..5 => format!("group {table} {}", id % 2),
+        5..8 => format!("event {table} {id}"),
+        8..10 => return before(change),
+        _ => format!("invalidate {table} {id}"),
     })
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::probe::in_memory;
 use crate::answer::{Answer, Load, Loaded};
 use crate::cache::Inner;
@@ -112,7 +114,8 @@ pub(super) fn lead_apart<K, V, F, Fut, A, E>(
     }
 }
 
-/// Leads fills in a task of their own, within the surroundings of whoever waits for them.
+/// Leads fills in a task of their own, within the surroundings of whoever waits for them. `future`
+/// loads for all of them, because it is made before anybody looks whether others have loaded some.
 pub(super) fn lead_behind<K, V, Fut>(
     fills: Vec<FillGuard<K, V>>,
     tiers: Tiers,
@@ -126,8 +129,25 @@ pub(super) fn lead_behind<K, V, Fut>(
 {
     let Some(first) = fills.first() else { return };
     let tasks = Arc::clone(&first.cache().shared.tasks);
-    let lead = lead(fills, tiers, seeking, |_| future);
+    let all = store_keys(&fills);
+    let lead = lead(fills, tiers, seeking, |left| {
+        let left = store_keys(left);
+        async move {
+            let loaded = all.into_iter().zip(future.await?);
+            let mut loaded: HashMap<Bytes, Loaded<V>> = loaded.collect();
+            Ok(left.iter().filter_map(|key| loaded.remove(key)).collect())
+        }
+    });
     tasks.spawn(TaskKind::Work, waits.run(lead));
+}
+
+fn store_keys<K, V>(fills: &[FillGuard<K, V>]) -> Vec<Bytes>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+{
+    let keys = fills.iter().map(|fill| fill.store_key().clone());
+    keys.collect()
 }
 
 /// Leads fills: memory once more, then pending writes, then the tiers. What is in none of them
@@ -145,8 +165,7 @@ pub(super) async fn lead<K, V, Fut>(
 {
     let Some(first) = fills.first() else { return };
     let cache = Arc::clone(first.cache());
-    let keys = fills.iter().map(|fill| fill.store_key().clone());
-    let loading = Loading::here(&cache.name, keys.collect());
+    let loading = Loading::here(&cache.name, store_keys(&fills));
     let mut budget = Budget::new(cache.shared.tier_budget);
     let mut fills = look_above(&cache, fills, tiers, seeking);
     if tiers != Tiers::Memory {
