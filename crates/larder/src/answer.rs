@@ -169,6 +169,28 @@ impl<V> Loaded<V> {
 
     /// When the source last changed, in whole seconds since the Unix epoch; shown to the next
     /// load of this key.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder, Load, Loaded};
+    ///
+    /// // Stands for a table whose rows say when they changed.
+    /// async fn fetch(load: Load<u64, String>) -> Result<Loaded<String>, std::io::Error> {
+    ///     let changed = 1_767_225_600;
+    ///     if load.stale().and_then(|stale| stale.last_modified()) == Some(changed) {
+    ///         return Ok(Loaded::not_modified());
+    ///     }
+    ///     Ok(Loaded::value("a wide row".to_owned()).last_modified(changed))
+    /// }
+    ///
+    /// let rows: Cache<u64, String> =
+    ///     Larder::local().cache("row").ttl("1m").stale_on_error("1h").in_memory()?;
+    /// let first = rows.get_or_load(&7, fetch).await?;
+    /// let _ = rows.expire(&7).await?; // as if its minute were over
+    /// assert_eq!(rows.get_or_load(&7, fetch).await?, first);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn last_modified(mut self, seconds: u64) -> Self {
         self.last_modified = Some(seconds);

@@ -45,6 +45,8 @@ const BATCH: usize = 2_000;
 const REPEATS: (u32, Millis) = (8, 20);
 /// How many errands are counted for that.
 const COUNTED: usize = 1_024;
+/// How often an errand is handed over again whose turn ended with somebody's runtime.
+const TRIES: usize = 3;
 /// How long errands are kept for a server that may have lost them in a failover.
 const RESENT_FOR: Millis = 60_000;
 /// How many of them; beyond it every cache is cleared instead.
@@ -420,13 +422,30 @@ impl Shared {
     /// Hands errands over and waits until all of them are done.
     pub(crate) async fn send_all(self: &Arc<Self>, errands: Vec<Errand>) -> Result<Receipt> {
         self.check_ready()?;
-        let done = self.enqueue(errands)?;
+        let done = self.enqueue(errands.clone())?;
         let mut receipt = Receipt::ACKED;
-        for done in done {
-            let one = done.await.map_err(|_aborted| Error::closed())?;
+        for (errand, done) in errands.into_iter().zip(done) {
+            let one = match done.await {
+                Ok(one) => one,
+                Err(_aborted) => self.send_again(errand).await?,
+            };
             receipt = receipt.with(one);
         }
         Ok(receipt)
+    }
+
+    /// Hands an errand over once more, because the task whose turn it was ended, as with a runtime that
+    /// is not this caller's. To do it twice does no harm.
+    async fn send_again(self: &Arc<Self>, errand: Errand) -> Result<Receipt> {
+        for _ in 0..TRIES {
+            self.check_ready()?;
+            for done in self.enqueue(vec![errand.clone()])? {
+                if let Ok(receipt) = done.await {
+                    return Ok(receipt);
+                }
+            }
+        }
+        Err(Error::closed())
     }
 
     /// The same for work that runs in the background already.
@@ -849,7 +868,7 @@ impl Shared {
 }
 
 /// The right to do errands, which one task at a time has. If that ends before it is through, as with
-/// its runtime, whoever waits is told, and whoever comes next has the right.
+/// its runtime, whoever waits is told and comes again, and whoever comes next has the right.
 struct Turn(Option<Arc<Shared>>);
 
 impl Turn {

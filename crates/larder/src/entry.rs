@@ -391,7 +391,11 @@ impl Times {
 
     /// How long ago the value ceased to be fresh, in milliseconds; zero while it is.
     pub(crate) fn staleness(&self, now: Millis) -> Millis {
-        since(self.fresh_until, now)
+        if self.is_fresh(now) {
+            return 0;
+        }
+        // In the millisecond in which its time ends it is stale already.
+        since(self.fresh_until, now).max(1)
     }
 
     /// When the memory tier may drop the entry.

@@ -755,6 +755,27 @@ where
     }
 
     /// See [`CacheOptions::error_throttle`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use larder::{Cache, Larder};
+    ///
+    /// let rates: Cache<u64, f64> = Larder::local()
+    ///     .cache("rate")
+    ///     .ttl("1m")
+    ///     .stale_on_error("1d")
+    ///     .error_throttle("30s")
+    ///     .in_memory()?;
+    /// let _ = rates.set(7, 1.08).await?;
+    /// let _ = rates.expire(&7).await?; // as if its minute were over
+    /// for _ in 0..1000 {
+    ///     let broken = |_| async { Err::<f64, _>(std::io::Error::other("no route")) };
+    ///     assert_eq!(*rates.get_or_load(&7, broken).await?, 1.08);
+    /// }
+    /// assert_eq!(rates.stats().loads, 1); // the source is left alone for half a minute
+    /// # Ok(()) }
+    /// ```
     pub fn error_throttle(mut self, pause: impl Span) -> Self {
         self.options.error_throttle = self.span("error_throttle", pause).unwrap_or_default();
         self

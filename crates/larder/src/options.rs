@@ -475,6 +475,20 @@ impl Read {
 
     /// How long this caller waits. Past it the call fails, or serves what is stale; a load that
     /// is running goes on for the others.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// use larder::{Cache, Larder, Read};
+    ///
+    /// let cache: Cache<u64, u64> = Larder::local().cache("slow").in_memory()?;
+    /// let hurried = cache.with(Read::new().deadline(Duration::from_millis(20)));
+    /// let hangs = |_| std::future::pending::<std::io::Result<u64>>();
+    /// assert!(hurried.get_or_load(&7, hangs).await.unwrap_err().is_timeout());
+    /// # Ok(()) }
+    /// ```
     pub fn deadline(self, deadline: Duration) -> Self {
         Self {
             deadline: Some(deadline),
@@ -483,6 +497,23 @@ impl Read {
     }
 
     /// How far behind its TTL an entry may be to be served to this caller.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> larder::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// use larder::{Cache, Larder, Read};
+    ///
+    /// let menus: Cache<u64, u32> =
+    ///     Larder::local().cache("menu").ttl("1h").grace("6h").in_memory()?;
+    /// let _ = menus.set(7, 1).await?;
+    /// let _ = menus.expire(&7).await?; // as if its hour were over
+    /// let strict = menus.with(Read::new().max_stale(Duration::ZERO));
+    /// let load = |_| async { Ok::<_, std::io::Error>(2) };
+    /// assert_eq!(*strict.get_or_load(&7, load).await?, 2); // others would be served 1
+    /// # Ok(()) }
+    /// ```
     pub fn max_stale(self, max_stale: Duration) -> Self {
         Self {
             max_stale: Some(max_stale),

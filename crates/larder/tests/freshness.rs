@@ -414,6 +414,19 @@ impl<'de> serde::Deserialize<'de> for Counted {
 }
 
 #[tokio::test]
+async fn who_accepts_nothing_stale_is_not_given_what_ends_in_this_very_millisecond() {
+    let (larder, clock) = larder("t");
+    let cache = with_grace(&larder);
+    let strict = cache.with(Read::new().max_stale(ms(0)));
+    set(&cache, 1, 7).await;
+    clock.advance(secs(60));
+    assert_eq!(*strict.get_or_load(&1, |_| found(8)).await.unwrap(), 8);
+    let _ = cache.expire(&1).await.unwrap();
+    assert_eq!(*strict.get_or_load(&1, |_| found(9)).await.unwrap(), 9);
+    assert!(strict.get_or_load(&1, |_| never()).await.is_ok(), "fresh");
+}
+
+#[tokio::test]
 async fn what_was_not_modified_is_not_encoded_again() {
     let (in_memory, its_clock) = larder("t");
     let (above_a_tier, clock, _tier) = with_tier("t");

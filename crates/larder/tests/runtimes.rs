@@ -24,9 +24,9 @@ fn one_that_ends_in_the_middle_of_an_invalidation_holds_up_no_other() {
     let stopped = first.spawn(async move { begun.invalidate(&1).await });
     second.block_on(gate.arrived(1));
     first.shutdown_background();
-    gate.open();
     second.block_on(async {
         assert!(soon(stopped).await.is_err());
+        gate.open();
         let receipt = soon(cache.invalidate(&2)).await.unwrap();
         assert!(receipt.is_queued(), "the tier may have missed the first");
     });

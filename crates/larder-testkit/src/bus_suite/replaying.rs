@@ -132,14 +132,17 @@ pub async fn an_unknown_channel_is_lost_and_begins(subject: &BusSubject) {
 
 /// While others publish, every replay goes on from its position without a hole, up to the last.
 pub async fn a_replay_under_way_sees_no_hole(subject: &BusSubject) {
+    const STEP: u64 = 50;
     let channel = subject.channel("under way");
     let start = subject.beat(&channel, "").await;
-    subject.publish_numbers(&channel, 0..10).await;
+    // More than one replay holds, so that it is behind, whoever is quicker from then on.
+    let before = STEP + 10;
+    subject.publish_numbers(&channel, 0..before).await;
     let messages = (subject.journal_messages / 2).clamp(100, 500) as u64;
     let publisher = tokio::spawn({
         let (bus, channel) = (subject.bus.clone(), channel.clone());
         async move {
-            for _ in 10..messages {
+            for _ in before..messages {
                 publish(&bus, &channel, "m").await;
                 tokio::task::yield_now().await;
             }
@@ -147,7 +150,7 @@ pub async fn a_replay_under_way_sees_no_hole(subject: &BusSubject) {
     });
     let mut at = start;
     while at != further(start, messages) {
-        for (position, _) in subject.replayed(&channel, at, 50).await {
+        for (position, _) in subject.replayed(&channel, at, STEP as usize).await {
             assert_eq!(position, further(at, 1));
             at = position;
         }
