@@ -422,7 +422,7 @@ impl Shared {
     /// Hands errands over and waits until all of them are done.
     pub(crate) async fn send_all(self: &Arc<Self>, errands: Vec<Errand>) -> Result<Receipt> {
         self.check_ready()?;
-        let done = self.enqueue(errands.clone())?;
+        let done = self.enqueue(&errands)?;
         let mut receipt = Receipt::ACKED;
         for (errand, done) in errands.into_iter().zip(done) {
             let one = match done.await {
@@ -439,7 +439,7 @@ impl Shared {
     async fn send_again(self: &Arc<Self>, errand: Errand) -> Result<Receipt> {
         for _ in 0..TRIES {
             self.check_ready()?;
-            for done in self.enqueue(vec![errand.clone()])? {
+            for done in self.enqueue(std::slice::from_ref(&errand))? {
                 if let Ok(receipt) = done.await {
                     return Ok(receipt);
                 }
@@ -450,7 +450,7 @@ impl Shared {
 
     /// The same for work that runs in the background already.
     pub(crate) async fn deliver(self: &Arc<Self>, errand: Errand) -> Receipt {
-        let done = match self.enqueue(vec![errand.clone()]) {
+        let done = match self.enqueue(std::slice::from_ref(&errand)) {
             Ok(mut done) => match done.pop() {
                 Some(done) => done.await.ok(),
                 None => Some(Receipt::ACKED),
@@ -464,7 +464,7 @@ impl Shared {
         })
     }
 
-    fn enqueue(self: &Arc<Self>, errands: Vec<Errand>) -> Result<Vec<oneshot::Receiver<Receipt>>> {
+    fn enqueue(self: &Arc<Self>, errands: &[Errand]) -> Result<Vec<oneshot::Receiver<Receipt>>> {
         let mut queue = self.courier.queue();
         if queue.order.len() + errands.len() > MOST_WAITING {
             return Err(Error::overloaded(format!(
@@ -479,7 +479,7 @@ impl Shared {
             let is_new = same.is_empty();
             same.push(done);
             if is_new {
-                queue.order.push_back(errand);
+                queue.order.push_back(errand.clone());
             }
         }
         let idle = !std::mem::replace(&mut queue.running, true);
@@ -843,7 +843,7 @@ impl Shared {
         }
         let missed = self.courier.take_missed();
         // Nobody waits for the receipts, and a full queue is tried again.
-        if !missed.is_empty() && self.enqueue(missed.clone()).is_err() {
+        if !missed.is_empty() && self.enqueue(&missed).is_err() {
             self.do_later(missed);
         }
     }

@@ -449,9 +449,9 @@ where
     let now = cache.clock().monotonic();
     let times = held.times.without_memory_ttl();
     let decision = policy::decide(&times, Standing::Current, now, None);
-    fill.saw_envelope(&held, bytes.clone());
     match decision {
         Decision::Serve if fill.is_to_renew(&held) => {
+            fill.saw_envelope(&held, bytes);
             fill.saw_stale(held);
             return Verdict::GoesOn(fill, otherwise);
         }
@@ -460,6 +460,7 @@ where
             let goes_on = fill.holds_lease(depth) || !fill.is_content_with(&held, now);
             if seeking != Seeking::Peek && goes_on {
                 // Everybody is served; this fill goes on and refreshes behind their backs.
+                fill.saw_envelope(&held, bytes);
                 write::show_stale(cache, &mut fill, held, Origin::Tier(depth as u32));
                 return Verdict::GoesOn(fill, otherwise);
             }
@@ -470,6 +471,7 @@ where
                 // Callers that wait no longer are served from memory.
                 write::keep(cache, &fill, held.clone());
             }
+            fill.saw_envelope(&held, bytes);
             fill.saw_stale(held);
             return Verdict::GoesOn(fill, otherwise);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::probe::{Probe, Story, in_memory, probe};
+use super::probe::{Probe, Story, possible_stand_in, probe, state_of};
 use super::sources::{note_held, note_memory_alone};
 use crate::answer::Loaded;
 use crate::cache::Inner;
@@ -11,9 +11,8 @@ use crate::error::Result;
 use crate::fence::Standing;
 use crate::fill::{Landed, Origin};
 use crate::key::{AsKey, CacheKey};
-use crate::options::{Read, Tiers};
+use crate::options::Read;
 use crate::outcome::{Reason, State};
-use crate::policy;
 use crate::scope::{self, Inherited};
 use crate::stats::Count;
 use crate::write;
@@ -75,10 +74,7 @@ where
                 note_held(cache, key, &held);
                 note_memory_alone(cache);
                 cache.count(Count::StoodIn, 1);
-                let state = match held.times.is_fresh(clock.monotonic()) {
-                    true => State::Fresh,
-                    false => State::Stale,
-                };
+                let state = state_of(&held, clock.monotonic());
                 let story = Story::of(&held, Origin::StandIn, state, Reason::LoadFailed);
                 cache.exit(hash, key, &story);
                 return Ok(value);
@@ -126,11 +122,9 @@ where
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
-    let (held, standing) = in_memory(cache, Tiers::Memory, hash, key)?;
     let now = cache.clock().monotonic();
-    if standing != Standing::Current || !policy::may_stand_in(&held.times, now, None) {
-        return None;
-    }
+    let held = possible_stand_in(cache, &Read::PLAIN, hash, key, now);
+    let (held, _) = held.filter(|(_, standing)| *standing == Standing::Current)?;
     Some((answer(held.value.clone())?, held))
 }
 

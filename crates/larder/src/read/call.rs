@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::lead::{batch, lead, lead_apart, look_above, serve_unverified, single};
-use super::probe::{Reply, Story, in_memory};
+use super::probe::{Reply, Story, possible_stand_in, state_of};
 use super::sources::{note_absence, note_held, note_memory_alone};
 use crate::answer::{Answer, Load};
 use crate::cache::Inner;
@@ -21,8 +21,7 @@ use crate::flight::{Arrival, Flights, Seat, Wait};
 use crate::key::{self, AsKey, CacheKey};
 use crate::look::{Seeking, look};
 use crate::options::{Isolation, Read, Tiers};
-use crate::outcome::{Reason, State};
-use crate::policy;
+use crate::outcome::Reason;
 use crate::scope::{self, Surroundings};
 use crate::store::LeaseToken;
 use crate::tier::{Budget, within};
@@ -90,12 +89,12 @@ where
         }
         self.note(Some(&held));
         let value = held.value.clone();
-        let state = if held.times.is_fresh(now) {
-            State::Fresh
-        } else {
-            State::Stale
-        };
-        let story = Story::of(&held, Origin::Memory, state, Reason::LoadSlow);
+        let story = Story::of(
+            &held,
+            Origin::Memory,
+            state_of(&held, now),
+            Reason::LoadSlow,
+        );
         Some(Reply { value, story })
     }
 
@@ -222,13 +221,10 @@ where
         (standing == Standing::Current).then_some(held)
     }
 
-    /// What memory holds and this caller would take in the place of what it asked for, if it can be
-    /// believed.
+    /// What memory holds and may stand in for what this caller seeks, if it can be believed.
     fn possible_stand_in(&self, seeking: Seeking, now: Millis) -> Option<(Held<V>, Standing)> {
-        let held = in_memory(self.cache, self.read.tiers, self.hash, self.key);
-        held.filter(|(held, _)| {
-            seeking.accepts(held) && policy::may_stand_in(&held.times, now, self.read.max_stale)
-        })
+        possible_stand_in(self.cache, &self.read, self.hash, self.key, now)
+            .filter(|(held, _)| seeking.accepts(held))
     }
 
     fn fill(

@@ -164,6 +164,33 @@ where
     cache.memory.get(hash, key, now, usable).flatten()
 }
 
+/// What memory holds now and this caller would take in the place of what it asked for, if it can be
+/// believed.
+pub(super) fn possible_stand_in<K, V, Q>(
+    cache: &Inner<K, V>,
+    read: &Read,
+    hash: u64,
+    key: &Q,
+    now: Millis,
+) -> Option<(Held<V>, Standing)>
+where
+    K: CacheKey,
+    V: Send + Sync + 'static,
+    Q: AsKey<K> + ?Sized,
+{
+    in_memory(cache, read.tiers, hash, key)
+        .filter(|(held, _)| policy::may_stand_in(&held.times, now, read.max_stale))
+}
+
+/// What an entry is to whoever is served with it.
+pub(super) fn state_of<V>(held: &Held<V>, now: Millis) -> State {
+    if held.times.is_fresh(now) {
+        State::Fresh
+    } else {
+        State::Stale
+    }
+}
+
 /// What memory holds and nobody can be asked about, where that is wanted.
 pub(super) fn unverified_in_memory<K, V, Q>(cache: &Inner<K, V>, key: &Q) -> Reply<V>
 where
