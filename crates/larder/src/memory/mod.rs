@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! Memory      picks a shard by the upper half of the hash, locks it, drops what leaves it
-//!  └ Shard    find, insert, remove, evict, sweep                          shard.rs
-//!     ├ Index    hash -> slot, in parts that grow one at a time           index.rs
-//!     ├ Slab     the entries, dense, with their links, marks, deadlines   slab.rs
-//!     └ Order    which entry goes                                         order/
+//!  └ Shard    find, insert, remove, evict, sweep                              shard.rs
+//!     ├ Table    the entries by their hashes, in parts that grow one by one   table.rs
+//!     │  └ Slot     an entry with its links, marks and deadline               slot.rs
+//!     └ Order    which entry goes                                             order/
 //! ```
 //!
 //! Whoever wants to see all of it takes a walk (walk.rs).
@@ -17,15 +17,16 @@
 
 #[cfg(all(test, not(shuttle)))]
 mod hostile_tests;
-mod index;
 mod order;
 #[cfg(all(test, shuttle))]
 mod schedules;
 mod shard;
-mod slab;
+mod slot;
 mod sync;
+mod table;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
+mod tidy;
 mod walk;
 
 use std::fmt;
@@ -35,8 +36,9 @@ use equivalent::Equivalent;
 use foldhash::quality::RandomState;
 
 use self::shard::{Leavings, Shard};
-use self::slab::{Slab, Slot};
+use self::slot::Slot;
 use self::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
+use self::table::Table;
 use crate::clock::Millis;
 use crate::options::{Policy, RemovalCause};
 
@@ -55,10 +57,6 @@ const SHARDS_PER_CORE: usize = 32;
 
 /// However many cores there are, no more shards than this.
 const SHARDS_MAX: usize = 256;
-
-/// What the index takes for one entry: five bytes per bucket, of which five in sixteen are full
-/// at worst, where there were more entries before.
-const INDEX_BYTES: usize = 16;
 
 /// What remembering evicted keys takes for one entry: three bytes each, for a quarter more keys
 /// than there are entries, in a set that may be twice as large as it should be.
@@ -93,12 +91,12 @@ pub(crate) type Listener<K, T> = Box<dyn Fn(&K, &T, RemovalCause) + Send + Sync>
 
 /// What was in a table that was cleared.
 #[derive(Debug)]
-pub(crate) struct Cleared<K, T>(Vec<Slab<K, T>>);
+pub(crate) struct Cleared<K, T>(Vec<Table<K, T>>);
 
 impl<K, T> Cleared<K, T> {
     /// How many entries there were.
     pub(crate) fn len(&self) -> u64 {
-        self.0.iter().map(|slab| u64::from(slab.len())).sum()
+        self.0.iter().map(|table| u64::from(table.len())).sum()
     }
 }
 
@@ -126,6 +124,8 @@ pub(crate) struct Memory<K, T> {
     shards: Box<[Locked<K, T>]>,
     hasher: RandomState,
     policy: Policy,
+    /// Whether a read changes the order of the policy.
+    reorders: bool,
     /// In the unit of `made_for`.
     limit: AtomicU64,
     /// The bound that the table was made with.
@@ -152,6 +152,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
                 .collect(),
             hasher: RandomState::default(),
             policy,
+            reorders: policy.reorders_on_read(),
             limit: AtomicU64::new(bound.limit()),
             made_for: bound,
             listener: None,
@@ -187,7 +188,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         Q: Equivalent<K> + ?Sized,
     {
         let shard = self.shard(hash);
-        if self.policy.reorders_on_read() {
+        if self.reorders {
             sync::write(shard).reorder(hash as u32, key, now);
         }
         sync::read(shard).get(hash as u32, key, now).map(read)
@@ -270,7 +271,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
                 .collect(),
         );
         if let Some(listener) = &self.listener {
-            for slot in cleared.0.iter().flat_map(Slab::iter) {
+            for slot in cleared.0.iter().flat_map(Table::iter) {
                 listener(&slot.key, &slot.value, RemovalCause::Removed);
             }
         }
@@ -363,6 +364,11 @@ impl<K: Hash + Eq, T> Memory<K, T> {
                 listener(key, value, cause);
             }
         }
+        if leavings.len() > 0 {
+            let many = leavings.len();
+            drop(leavings);
+            tidy::after(many);
+        }
     }
 
     /// What an entry of so much weight takes of the bound; too much for 32 bits is the largest
@@ -371,7 +377,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         match bound {
             Bound::Entries(_) => 1,
             Bound::Bytes(_) => {
-                let overhead = size_of::<Slot<K, T>>() + INDEX_BYTES + GHOST_BYTES;
+                let overhead = Table::<K, T>::BYTES_EACH + GHOST_BYTES;
                 u32::try_from(overhead).map_or(u32::MAX, |overhead| weight.saturating_add(overhead))
             }
         }

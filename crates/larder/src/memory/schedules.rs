@@ -34,10 +34,10 @@ fn note(list: &Mutex<Vec<u64>>, value: u64) {
         .push(value);
 }
 
-/// Even keys fall to one shard and odd ones to the other; and keys that differ in the next bit, to
-/// other parts of its index.
+/// Even keys fall to one shard and odd ones to the other; and keys that differ in the next bits, to
+/// other parts of it.
 fn hash(key: u64) -> u64 {
-    key << 32 | key << 13 | key
+    key << 32 | key >> 1
 }
 
 impl Watched {

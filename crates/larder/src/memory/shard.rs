@@ -6,13 +6,13 @@
 //! [`Leavings`], to be dropped after the lock. A panic in such code therefore finds, and leaves,
 //! a shard that is whole.
 
-use std::ops::{Add, ControlFlow};
+use std::ops::Add;
 
 use equivalent::Equivalent;
 
-use super::index::Index;
 use super::order::{Order, Reason, Room};
-use super::slab::{Slab, Slot};
+use super::slot::{Read, Slot};
+use super::table::{Moves, Table, in_one_part};
 use crate::clock::Millis;
 use crate::options::{Policy, RemovalCause};
 
@@ -23,10 +23,19 @@ const SWEEP_PER_INSERT: u32 = 4;
 const SWEEP_BEFORE_FULL: u32 = 256;
 
 /// A part of the table that is locked as one and keeps its own part of the bound.
+///
+/// Small, so that what a read needs of it lies on one cache line with its lock.
 #[derive(Debug)]
 pub(super) struct Shard<K, T> {
-    index: Index,
-    slots: Slab<K, T>,
+    slots: Table<K, T>,
+    /// What a read leaves in its slot.
+    read: Read,
+    upkeep: Box<Upkeep>,
+}
+
+/// What only changes need.
+#[derive(Debug)]
+struct Upkeep {
     order: Order,
     policy: Policy,
     sweep: Sweep,
@@ -73,15 +82,18 @@ pub(crate) struct Counters {
 impl<K, T> Shard<K, T> {
     /// An empty shard that may hold `quota`, of which one entry takes at least `least_charge`.
     pub(super) fn new(policy: Policy, quota: u64, least_charge: u32) -> Self {
-        Self {
-            index: Index::new(quota / u64::from(least_charge.max(1))),
-            slots: Slab::new(),
+        let upkeep = Upkeep {
             order: Order::new(policy, quota),
             policy,
             sweep: Sweep::NOTHING_DIES,
             quota,
             weight: 0,
             counters: Counters::default(),
+        };
+        Self {
+            slots: Table::new(quota / u64::from(least_charge.max(1))),
+            read: upkeep.order.read(),
+            upkeep: Box::new(upkeep),
         }
     }
 
@@ -90,11 +102,11 @@ impl<K, T> Shard<K, T> {
     }
 
     pub(super) fn weight(&self) -> u64 {
-        self.weight
+        self.upkeep.weight
     }
 
     pub(super) fn counters(&self) -> Counters {
-        self.counters
+        self.upkeep.counters
     }
 
     #[cfg(test)]
@@ -102,22 +114,21 @@ impl<K, T> Shard<K, T> {
         self.slots.iter()
     }
 
-    /// The entries by the parts of the index. A key stays in its part for as long as the shard
-    /// lasts.
-    pub(super) fn parts(&self) -> impl Iterator<Item = impl ExactSizeIterator<Item = &Slot<K, T>>> {
-        let parts = self.index.parts();
-        parts.map(|part| part.map(|at| &self.slots[at]))
+    /// The entries by the parts of the table, with how many there are in each. A key stays in its
+    /// part for as long as the shard lasts.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, impl Iterator<Item = &Slot<K, T>>)> {
+        self.slots.parts()
     }
 
     /// How much the policy thinks of an entry.
     pub(super) fn heat(&self, slot: &Slot<K, T>) -> u8 {
-        self.order.heat(slot)
+        self.upkeep.order.heat(slot)
     }
 
-    /// One of the slots, which change their places as others come and go.
-    pub(super) fn nth(&self, at: u64) -> Option<&Slot<K, T>> {
-        let at = u32::try_from(at).ok().filter(|at| *at < self.slots.len())?;
-        Some(&self.slots[at])
+    /// One of the entries, whose order changes as others come and go.
+    pub(super) fn nth(&self, number: u64) -> Option<&Slot<K, T>> {
+        let (_, slot) = self.slots.nth(u32::try_from(number).ok()?)?;
+        Some(slot)
     }
 
     /// The live value of `key`, for whoever does not read it. Leaves no mark.
@@ -125,7 +136,7 @@ impl<K, T> Shard<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let slot = &self.slots[self.find(hash, key)?];
+        let (_, slot) = self.find(hash, key)?;
         (!slot.is_dead(now)).then_some(&slot.value)
     }
 
@@ -135,17 +146,8 @@ impl<K, T> Shard<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        // Kept from the comparison: to find the slot by its position costs a second look.
-        let mut found = None;
-        self.index.find(hash, |at| {
-            let slot = &self.slots[at];
-            let is_it = slot.hash == hash && key.equivalent(&slot.key);
-            found = is_it.then_some(slot);
-            is_it
-        })?;
-        let slot = found.filter(|slot| !slot.is_dead(now))?;
-        self.order.read(slot);
-        Some(&slot.value)
+        let (_, slot) = self.find(hash, key)?;
+        slot.read(now, self.read)
     }
 
     /// Notes that `key` is about to be read, for a policy that changes its order then.
@@ -154,8 +156,8 @@ impl<K, T> Shard<K, T> {
         Q: Equivalent<K> + ?Sized,
     {
         let found = self.find(hash, key);
-        if let Some(at) = found.filter(|&at| !self.slots[at].is_dead(now)) {
-            self.order.reorder(&mut self.slots, at);
+        if let Some((at, _)) = found.filter(|(_, slot)| !slot.is_dead(now)) {
+            self.upkeep.order.reorder(&mut self.slots, at);
         }
     }
 
@@ -170,33 +172,33 @@ impl<K, T> Shard<K, T> {
     where
         K: Eq,
     {
-        let mut held = self.find(slot.hash, &slot.key);
+        let mut held = self.position(slot.hash, &slot.key);
         let mut live = held.filter(|&at| !self.slots[at].is_dead(now));
         if !admit(live.map(|at| &self.slots[at].value)) {
             leavings.decline(slot);
             return Inserted::NotAdmitted;
         }
         if !self.can_hold(&slot) {
-            self.counters.too_heavy += 1;
+            self.upkeep.counters.too_heavy += 1;
             self.refuse(slot, held, leavings);
             return Inserted::TooHeavy;
         }
-        if self.policy == Policy::NoEviction {
+        if self.upkeep.policy == Policy::NoEviction {
             let has_room = self.finds_room(&slot, now, leavings);
             // The sweep may have taken or moved it.
-            held = self.find(slot.hash, &slot.key);
+            held = self.position(slot.hash, &slot.key);
             live = held.filter(|&at| !self.slots[at].is_dead(now));
             if !has_room {
-                self.counters.refused += 1;
+                self.upkeep.counters.refused += 1;
                 self.refuse(slot, held, leavings);
                 return Inserted::Full;
             }
         }
-        self.counters.inserted += 1;
+        self.upkeep.counters.inserted += 1;
         if held.is_some() {
             match live {
-                Some(_) => self.counters.replaced += 1,
-                None => self.counters.expired += 1,
+                Some(_) => self.upkeep.counters.replaced += 1,
+                None => self.upkeep.counters.expired += 1,
             }
         }
         match held {
@@ -208,11 +210,12 @@ impl<K, T> Shard<K, T> {
                 self.place(slot, now, leavings);
             }
             None => {
-                let room = match self.has_room(slot.charge) {
+                let room = match self.has_room(slot.charge()) {
                     true => Room::Free,
                     false => Room::Full,
                 };
-                self.order.enter(&mut self.slots, &mut slot, room);
+                self.upkeep.order.enter(&mut self.slots, &mut slot, room);
+                self.read = self.upkeep.order.read();
                 self.place(slot, now, leavings);
             }
         }
@@ -230,7 +233,7 @@ impl<K, T> Shard<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let at = self.find(hash, key)?;
+        let at = self.position(hash, key)?;
         let slot = &mut self.slots[at];
         if slot.is_dead(now) {
             return None;
@@ -238,7 +241,7 @@ impl<K, T> Shard<K, T> {
         let mut dies_at = slot.dies_at();
         let result = change(&mut slot.value, &mut dies_at);
         slot.set_dies_at(dies_at);
-        self.sweep.note(at, dies_at);
+        self.upkeep.sweep.note(at, dies_at);
         Some(result)
     }
 
@@ -247,19 +250,19 @@ impl<K, T> Shard<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let at = self.find(hash, key)?;
-        self.counters.removed += 1;
+        let at = self.position(hash, key)?;
+        self.upkeep.counters.removed += 1;
         Some(self.take(at))
     }
 
     /// Takes everything out, to be dropped outside the lock.
-    pub(super) fn clear(&mut self) -> Slab<K, T> {
-        let slots = std::mem::replace(&mut self.slots, Slab::new());
-        self.counters.removed += u64::from(slots.len());
-        self.index.clear();
-        self.order = Order::new(self.policy, self.quota);
-        self.sweep = Sweep::NOTHING_DIES;
-        self.weight = 0;
+    pub(super) fn clear(&mut self) -> Table<K, T> {
+        let slots = self.slots.take();
+        self.upkeep.counters.removed += u64::from(slots.len());
+        self.upkeep.order = Order::new(self.upkeep.policy, self.upkeep.quota);
+        self.read = self.upkeep.order.read();
+        self.upkeep.sweep = Sweep::NOTHING_DIES;
+        self.upkeep.weight = 0;
         slots
     }
 
@@ -273,21 +276,21 @@ impl<K, T> Shard<K, T> {
         leavings: &mut Leavings<K, T>,
     ) -> bool {
         for _ in 0..at_most {
-            if self.weight <= quota {
+            if self.upkeep.weight <= quota {
                 break;
             }
-            let Some((at, reason)) = self.order.victim(&mut self.slots, now) else {
+            let Some((at, reason)) = self.upkeep.order.victim(&mut self.slots, now) else {
                 break;
             };
             self.count(reason);
             leavings.keep(self.take(at), reason.cause());
         }
-        self.quota = quota.max(self.weight);
-        self.order.resize(self.quota);
-        self.quota > quota
+        self.upkeep.quota = quota.max(self.upkeep.weight);
+        self.upkeep.order.resize(self.upkeep.quota);
+        self.upkeep.quota > quota
     }
 
-    /// Goes on with the walk over the slots and takes out those that are dead, until it has
+    /// Goes on with the walk over the entries and takes out those that are dead, until it has
     /// looked at `at_most` or knows that none is left. Returns how many it looked at.
     pub(super) fn sweep(
         &mut self,
@@ -295,36 +298,47 @@ impl<K, T> Shard<K, T> {
         at_most: u32,
         leavings: &mut Leavings<K, T>,
     ) -> u32 {
-        let mut looked = 0;
-        while looked < at_most {
-            match self.sweep.next(self.slots.len(), now) {
-                ControlFlow::Break(()) => break,
-                ControlFlow::Continue(at) if self.slots[at].is_dead(now) => {
-                    // The slot that takes its place is looked at next, in the same position.
-                    self.counters.expired += 1;
-                    leavings.keep(self.take(at), RemovalCause::Expired);
-                }
-                ControlFlow::Continue(at) => self.sweep.pass(self.slots[at].dies_at()),
+        for looked in 0..at_most {
+            let from = self.upkeep.sweep.at;
+            let next = self.upkeep.sweep.next(&self.slots, now);
+            // A part is settled when the walk is through with it, for it would begin anew.
+            let is_through = next.is_none_or(|at| at < from || !in_one_part(at, from));
+            let moved = is_through && self.settle(from);
+            let Some(at) = next else {
+                return looked;
+            };
+            if moved && in_one_part(at, from) {
+                continue;
             }
-            looked += 1;
+            let slot = &self.slots[at];
+            if slot.is_dead(now) {
+                self.upkeep.counters.expired += 1;
+                leavings.keep(self.detach(at), RemovalCause::Expired);
+            } else {
+                self.upkeep.sweep.pass(slot.dies_at());
+            }
         }
-        looked
+        at_most
     }
 
     #[inline]
-    fn find<Q>(&self, hash: u32, key: &Q) -> Option<u32>
+    fn find<Q>(&self, hash: u32, key: &Q) -> Option<(u32, &Slot<K, T>)>
     where
         Q: Equivalent<K> + ?Sized,
     {
-        self.index.find(hash, |at| {
-            let slot = &self.slots[at];
-            slot.hash == hash && key.equivalent(&slot.key)
-        })
+        self.slots.find(hash, |slot| key.equivalent(&slot.key))
+    }
+
+    fn position<Q>(&self, hash: u32, key: &Q) -> Option<u32>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.find(hash, key).map(|(at, _)| at)
     }
 
     /// A charge that does not fit its 32 bits has been cut to the largest number.
     fn can_hold(&self, slot: &Slot<K, T>) -> bool {
-        slot.charge < u32::MAX && u64::from(slot.charge) <= self.quota
+        slot.charge() < u32::MAX && u64::from(slot.charge()) <= self.upkeep.quota
     }
 
     /// Looks for expired entries until there is room for `slot`, which may not displace anybody.
@@ -332,9 +346,9 @@ impl<K, T> Shard<K, T> {
     where
         K: Eq,
     {
-        let fits = |shard: &Self| match shard.find(slot.hash, &slot.key) {
+        let fits = |shard: &Self| match shard.position(slot.hash, &slot.key) {
             Some(at) => shard.fits_at(at, slot),
-            None => shard.has_room(slot.charge) && !shard.slots.is_full(),
+            None => shard.has_room(slot.charge()) && shard.slots.can_take(slot.hash),
         };
         if !fits(self) {
             self.sweep(now, SWEEP_BEFORE_FULL, leavings);
@@ -344,15 +358,15 @@ impl<K, T> Shard<K, T> {
 
     fn refuse(&mut self, slot: Slot<K, T>, held: Option<u32>, leavings: &mut Leavings<K, T>) {
         if let Some(at) = held {
-            self.counters.removed += 1;
+            self.upkeep.counters.removed += 1;
             leavings.keep(self.take(at), RemovalCause::Removed);
         }
         leavings.decline(slot);
     }
 
     fn fits_at(&self, at: u32, slot: &Slot<K, T>) -> bool {
-        let others = self.weight - u64::from(self.slots[at].charge);
-        others + u64::from(slot.charge) <= self.quota
+        let others = self.upkeep.weight - u64::from(self.slots[at].charge());
+        others + u64::from(slot.charge()) <= self.upkeep.quota
     }
 
     /// Puts the value of `slot` where an older one of its key is. The entry keeps its key, its
@@ -365,88 +379,83 @@ impl<K, T> Shard<K, T> {
         leavings: &mut Leavings<K, T>,
     ) {
         let held = &mut self.slots[at];
-        self.order.reweigh(held, slot.charge);
-        self.weight = self.weight - u64::from(held.charge) + u64::from(slot.charge);
-        held.charge = slot.charge;
+        self.upkeep.order.reweigh(held, slot.charge());
+        self.upkeep.weight =
+            self.upkeep.weight - u64::from(held.charge()) + u64::from(slot.charge());
+        held.set_charge(slot.charge());
         held.set_dies_at(slot.dies_at());
-        self.sweep.note(at, slot.dies_at());
+        self.upkeep.sweep.note(at, slot.dies_at());
         std::mem::swap(&mut held.value, &mut slot.value);
         leavings.keep(slot, left_because(was_live));
     }
 
     /// Makes room for `slot`, whose key is not held, and stores it.
-    ///
-    /// The last victim's place is taken over as it is, so that an insert that evicts one entry,
-    /// the usual one in a full cache, moves no third.
     fn place(&mut self, slot: Slot<K, T>, now: Millis, leavings: &mut Leavings<K, T>) {
-        if self.sweep.soonest <= now {
+        if self.upkeep.sweep.soonest <= now {
             self.sweep(now, SWEEP_PER_INSERT, leavings);
         }
-        let mut vacant = None;
-        while vacant.is_none() && (self.slots.is_full() || !self.has_room(slot.charge)) {
-            let Some((at, reason)) = self.order.victim(&mut self.slots, now) else {
+        // One that goes for one that comes leaves the table as full as it was.
+        let mut evicted = 0;
+        while !self.has_room(slot.charge()) || !self.slots.can_take(slot.hash) {
+            let Some((at, reason)) = self.upkeep.order.victim(&mut self.slots, now) else {
                 break;
             };
             self.count(reason);
-            self.detach(at);
-            if self.has_room(slot.charge) {
-                vacant = Some((at, reason));
-            } else {
-                leavings.keep(self.vacate(at), reason.cause());
+            leavings.keep(self.detach(at), reason.cause());
+            evicted += 1;
+            if evicted > 1 {
+                self.settle(at);
             }
         }
-        let (hash, charge, dies_at) = (slot.hash, slot.charge, slot.dies_at());
-        let at = match vacant {
-            Some((at, reason)) => {
-                leavings.keep(self.slots.replace(at, slot), reason.cause());
-                at
-            }
-            None => self.slots.push(slot),
-        };
-        self.index.insert(hash, at, |held| self.slots[held].hash);
-        self.order.link(&mut self.slots, at);
-        self.weight += u64::from(charge);
-        self.sweep.note(at, dies_at);
+        self.upkeep.weight += u64::from(slot.charge());
+        let dies_at = slot.dies_at();
+        let at = self.upkeep.order.insert(&mut self.slots, slot);
+        self.upkeep.sweep.note(at, dies_at);
+        let moves = self.slots.grow(at);
+        self.follow(moves);
     }
 
     fn count(&mut self, reason: Reason) {
         match reason {
-            Reason::Dead => self.counters.expired += 1,
-            Reason::Room => self.counters.evicted += 1,
+            Reason::Dead => self.upkeep.counters.expired += 1,
+            Reason::Room => self.upkeep.counters.evicted += 1,
         }
     }
 
     fn has_room(&self, charge: u32) -> bool {
-        self.weight + u64::from(charge) <= self.quota
+        self.upkeep.weight + u64::from(charge) <= self.upkeep.quota
     }
 
     /// Takes an entry out of everything.
     fn take(&mut self, at: u32) -> Slot<K, T> {
-        self.detach(at);
-        self.vacate(at)
-    }
-
-    /// Takes an entry out of the index and its queue. It still lies in its slot.
-    fn detach(&mut self, at: u32) {
-        let slot = &self.slots[at];
-        self.weight -= u64::from(slot.charge);
-        self.index
-            .remove(slot.hash, at, |held| self.slots[held].hash);
-        self.order.unlink(&mut self.slots, at);
-    }
-
-    /// Takes a detached entry out of its slot and fills the gap with the last slot.
-    fn vacate(&mut self, at: u32) -> Slot<K, T> {
-        let gone = self.slots.swap_remove(at);
-        let end = self.slots.len();
-        if at < end {
-            let moved = &self.slots[at];
-            self.index.moved(moved.hash, end, at);
-            // It may have moved from ahead of the walk to behind it.
-            self.sweep.note(at, moved.dies_at());
-            self.order.moved(&mut self.slots, at);
-        }
+        let gone = self.detach(at);
+        self.settle(at);
         gone
+    }
+
+    /// The same without giving memory back, so that no entry moves.
+    fn detach(&mut self, at: u32) -> Slot<K, T> {
+        let gone = self.upkeep.order.remove(&mut self.slots, at);
+        self.upkeep.weight -= u64::from(gone.charge());
+        gone
+    }
+
+    /// Gives memory back where `at` is. Whether entries moved for it.
+    #[inline]
+    fn settle(&mut self, at: u32) -> bool {
+        let moves = self.slots.settle(at);
+        self.follow(moves)
+    }
+
+    /// Tells those who know entries by their positions that some moved, if so.
+    #[inline]
+    fn follow(&mut self, moves: Option<Moves>) -> bool {
+        let Some(moves) = moves else {
+            return false;
+        };
+        self.upkeep.order.follow(&mut self.slots, &moves);
+        self.upkeep.sweep.follow(&moves);
+        true
     }
 }
 
@@ -468,7 +477,7 @@ impl Sweep {
         soonest_behind: Millis::MAX,
     };
 
-    /// Notes the deadline of the entry at `at` when it comes, changes or moves.
+    /// Notes the deadline of the entry at `at` when it comes or changes.
     fn note(&mut self, at: u32, dies_at: Millis) {
         self.soonest = self.soonest.min(dies_at);
         if at < self.at {
@@ -476,23 +485,35 @@ impl Sweep {
         }
     }
 
-    /// The slot to look at, out of `len`; `Break` when none can be dead.
-    fn next(&mut self, len: u32, now: Millis) -> ControlFlow<(), u32> {
-        if self.soonest <= now && self.at >= len {
+    /// Goes on to the next entry and returns where it is; `None` when none can be dead.
+    fn next<K, T>(&mut self, slots: &Table<K, T>, now: Millis) -> Option<u32> {
+        if self.soonest > now {
+            return None;
+        }
+        let mut next = slots.entry_from(self.at);
+        if next.is_none() {
             self.at = 0;
             self.soonest = std::mem::replace(&mut self.soonest_behind, Millis::MAX);
+            if self.soonest > now {
+                return None;
+            }
+            next = slots.entry_from(0);
         }
-        if self.soonest <= now && self.at < len {
-            ControlFlow::Continue(self.at)
-        } else {
-            ControlFlow::Break(())
-        }
+        let (at, _) = next?;
+        self.at = at + 1;
+        Some(at)
     }
 
     /// Goes past a slot that is not dead.
     fn pass(&mut self, dies_at: Millis) {
-        self.at += 1;
         self.soonest_behind = self.soonest_behind.min(dies_at);
+    }
+
+    /// Begins the part anew that entries moved in, if that is where it is.
+    fn follow(&mut self, moves: &Moves) {
+        if in_one_part(self.at, moves.base()) {
+            self.at = moves.base();
+        }
     }
 }
 
@@ -579,28 +600,33 @@ impl<K, T> Shard<K, T> {
     /// Bytes that it has from the allocator: for slots, for the index, and for what the order
     /// remembers.
     pub(super) fn heap(&self) -> [usize; 3] {
-        [self.slots.heap(), self.index.heap(), self.order.heap()]
+        let [slots, groups] = self.slots.heap();
+        [slots, groups, self.upkeep.order.heap()]
     }
 
     /// Compares every part with every other and panics where they disagree.
     pub(super) fn check(&self) {
-        let charges: u64 = self.slots.iter().map(|slot| u64::from(slot.charge)).sum();
+        let charges: u64 = self.slots.iter().map(|slot| u64::from(slot.charge())).sum();
         assert_eq!(
-            charges, self.weight,
+            charges, self.upkeep.weight,
             "a shard weighs what its entries weigh"
         );
-        assert!(self.weight <= self.quota, "a shard keeps to its quota");
-        assert_eq!(self.slots.iter().count(), self.slots.len() as usize);
-        assert_eq!(self.index.len(), self.slots.len() as usize);
-        assert_eq!(self.order.check(&self.slots), self.slots.len());
-        for at in 0..self.slots.len() {
-            let slot = &self.slots[at];
-            let found = self.index.find(slot.hash, |held| held == at);
-            assert_eq!(found, Some(at), "the index leads to every entry");
-            assert!(self.sweep.soonest <= slot.dies_at());
-            assert!(self.sweep.at <= at || self.sweep.soonest_behind <= slot.dies_at());
+        assert!(
+            self.upkeep.weight <= self.upkeep.quota,
+            "a shard keeps to its quota"
+        );
+        self.slots.check();
+        assert_eq!(self.upkeep.order.check(&self.slots), self.slots.len());
+        for number in 0..self.slots.len() {
+            let (at, slot) = self.slots.nth(number).expect("there are so many");
+            let found = self.slots.find(slot.hash, |held| std::ptr::eq(held, slot));
+            assert_eq!(found.map(|(at, _)| at), Some(at), "it is found by its hash");
+            assert!(self.upkeep.sweep.soonest <= slot.dies_at());
+            assert!(
+                self.upkeep.sweep.at <= at || self.upkeep.sweep.soonest_behind <= slot.dies_at()
+            );
         }
-        let counted = self.counters;
+        let counted = self.upkeep.counters;
         assert_eq!(
             counted.inserted,
             self.len() + counted.replaced + counted.evicted + counted.expired + counted.removed,

@@ -662,7 +662,7 @@ fn taken_per_entry(table: &Memory<u64, u64>) -> [f64; 4] {
 }
 
 /// What an entry is charged with beyond its key, its value and its weight.
-const CHARGED: f64 = (24 + INDEX_BYTES + GHOST_BYTES) as f64;
+const CHARGED: f64 = (Table::<u64, u64>::BYTES_EACH + GHOST_BYTES - 16) as f64;
 
 /// Whatever the size, full or not, and when everything was replaced many times, with all the ghosts
 /// that there can be.

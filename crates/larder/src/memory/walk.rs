@@ -1,14 +1,14 @@
 //! A walk over all entries that holds no lock for long.
 //!
-//! It goes by the parts of the shards' indices and not by slots, because slots change their places
-//! as others go, and the part that a key belongs to never changes. A part is shown under one lock.
+//! It goes by the parts of the shards' tables and not by places, because entries change their places
+//! as parts grow, and the part that a key belongs to never changes. A part is shown under one lock.
 //! So **a key that is there from the beginning of the walk to its end is shown exactly once**, also
 //! if its value is replaced meanwhile, and any other at most once.
 
 use std::hash::Hash;
 
 use super::shard::Shard;
-use super::slab::Slot;
+use super::slot::Slot;
 use super::{Locked, Memory, sync};
 use crate::clock::Millis;
 
@@ -60,15 +60,15 @@ impl<K: Hash + Eq, T> Memory<K, T> {
 }
 
 impl<K, T> Shard<K, T> {
-    /// Shows `visit` the entries of part `from` of the index, and of as many parts after it as fill
+    /// Shows `visit` the entries of part `from` of the table, and of as many parts after it as fill
     /// a batch. The part to go on with, if there is one.
     fn walk(&self, from: usize, mut visit: impl FnMut(Seen<'_, K, T>)) -> Option<usize> {
         let mut room = BATCH;
-        for (at, part) in self.parts().enumerate().skip(from) {
-            if part.len() > room && room < BATCH {
+        for (at, (len, part)) in self.parts().enumerate().skip(from) {
+            if len > room && room < BATCH {
                 return Some(at);
             }
-            room = room.saturating_sub(part.len());
+            room = room.saturating_sub(len);
             for slot in part {
                 visit(self.seen(slot));
             }

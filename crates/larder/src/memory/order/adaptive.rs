@@ -31,7 +31,8 @@ use super::ghost::Ghost;
 use super::queue::Queue;
 use super::{Reason, Room};
 use crate::clock::Millis;
-use crate::memory::slab::{Slab, Slot, Stand};
+use crate::memory::slot::{Slot, Stand};
+use crate::memory::table::{Moves, Table};
 
 /// The small queue begins with one part in so many of the bound, and keeps within these shares.
 const SHARE: (u64, u64, u64) = (10, 100, 3);
@@ -94,8 +95,7 @@ impl Adaptive {
     pub(super) fn resize(&mut self, quota: u64) {
         let share = u128::from(self.share) * u128::from(quota) / u128::from(self.quota.max(1));
         self.quota = quota;
-        self.share = u64::try_from(share).unwrap_or(quota);
-        self.keep_share_in_bounds();
+        self.set_share(u64::try_from(share).unwrap_or(quota));
     }
 
     /// The time that a read is marked with.
@@ -107,23 +107,23 @@ impl Adaptive {
     /// Decides where a newcomer stands.
     pub(super) fn enter<K, T>(
         &mut self,
-        slots: &mut Slab<K, T>,
+        slots: &mut Table<K, T>,
         slot: &mut Slot<K, T>,
         room: Room,
     ) {
-        let charge = u64::from(slot.charge);
+        let charge = u64::from(slot.charge());
         self.pass(charge);
         let stand = match self.small_ghosts.take(slot.hash) {
             Some(went) => {
                 let away = self.tick.wrapping_sub(went);
                 if away < SOON {
-                    self.share = self.share.saturating_add(charge);
+                    self.set_share(self.share.saturating_add(charge));
                 }
                 self.earned(slots, away)
             }
             None => {
                 if self.main_ghosts.take(slot.hash).is_some() {
-                    self.share = self.share.saturating_sub(charge);
+                    self.set_share(self.share.saturating_sub(charge));
                 }
                 match room {
                     Room::Free if self.small.weight() >= self.share => Stand::Main,
@@ -134,13 +134,12 @@ impl Adaptive {
         if room == Room::Full {
             self.drift(charge);
         }
-        self.keep_share_in_bounds();
         slot.enter(stand, self.tick);
     }
 
     /// Where a key stands that comes back `away` ticks after the small queue let it go, having been
     /// there for about as long as the queue is.
-    fn earned<K, T>(&mut self, slots: &mut Slab<K, T>, away: u8) -> Stand {
+    fn earned<K, T>(&mut self, slots: &mut Table<K, T>, away: u8) -> Stand {
         let stay = self.share / (self.quota / TICKS).max(1);
         let distance = away.saturating_add(u8::try_from(stay).unwrap_or(u8::MAX));
         for _ in 0..COMPARED {
@@ -168,37 +167,43 @@ impl Adaptive {
 
     fn drift(&mut self, charge: u64) {
         self.undrifted += charge;
-        self.share = self.share.saturating_sub(self.undrifted / DRIFT);
-        self.undrifted %= DRIFT;
+        if self.undrifted >= DRIFT {
+            self.set_share(self.share.saturating_sub(self.undrifted / DRIFT));
+            self.undrifted %= DRIFT;
+        }
     }
 
-    fn keep_share_in_bounds(&mut self) {
+    /// Makes the share this, within its bounds.
+    fn set_share(&mut self, share: u64) {
         let (_, least, most) = SHARE;
         let least = (self.quota / least).max(1);
-        self.share = self.share.clamp(least, (self.quota / most).max(least));
+        self.share = share.clamp(least, (self.quota / most).max(least));
     }
 
-    pub(super) fn link<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
-        self.queue(slots[at].stand()).push(slots, at);
+    #[inline]
+    pub(super) fn insert<K, T>(&mut self, slots: &mut Table<K, T>, slot: Slot<K, T>) -> u32 {
+        self.queue(slot.stand()).insert(slots, slot)
     }
 
-    pub(super) fn unlink<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
-        self.queue(slots[at].stand()).unlink(slots, at);
+    #[inline]
+    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, slot: &Slot<K, T>) {
+        self.queue(slot.stand()).remove(slots, slot);
     }
 
-    pub(super) fn moved<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
-        self.queue(slots[at].stand()).moved(slots, at);
+    pub(super) fn follow(&mut self, moves: &Moves) {
+        self.small.follow(moves);
+        self.main.follow(moves);
     }
 
     pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, charge: u32) {
-        self.queue(slot.stand()).reweigh(slot.charge, charge);
+        self.queue(slot.stand()).reweigh(slot.charge(), charge);
     }
 
     /// The entry that goes next, still linked; `None` if there is no entry. Where room is the
     /// reason, it is remembered already.
     pub(super) fn victim<K, T>(
         &mut self,
-        slots: &mut Slab<K, T>,
+        slots: &mut Table<K, T>,
         now: Millis,
     ) -> Option<(u32, Reason)> {
         for spared in 0.. {
@@ -208,7 +213,7 @@ impl Adaptive {
                 return Some((at, Reason::Dead));
             }
             let goes = match from {
-                Stand::Small => slot.mark() == 0 && !self.main_takes(slot.charge),
+                Stand::Small => slot.mark() == 0 && !self.main_takes(slot.charge()),
                 Stand::Main => slot.mark() == 0,
             };
             if goes || spared == SPARED_MAX {
@@ -253,16 +258,15 @@ impl Adaptive {
 
     /// Gives the entry at `at` a round in the main queue: its first with no marks, a further one
     /// for one of its marks.
-    fn spare<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
-        self.unlink(slots, at);
+    fn spare<K, T>(&mut self, slots: &mut Table<K, T>, at: u32) {
+        let stand = slots[at].stand();
+        self.queue(stand).unlink(slots, at);
         let slot = &mut slots[at];
-        let mark = match slot.stand() {
+        slot.spare(match stand {
             Stand::Small => 0,
             Stand::Main => slot.mark() - 1,
-        };
-        slot.set_mark(mark);
-        slot.set_stand(Stand::Main);
-        self.link(slots, at);
+        });
+        self.main.link(slots, at);
     }
 
     fn queue(&mut self, stand: Stand) -> &mut Queue {
@@ -281,7 +285,7 @@ impl Adaptive {
     }
 
     /// Walks both queues and compares what they say with the slots; returns the entries seen.
-    pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
+    pub(super) fn check<K, T>(&self, slots: &Table<K, T>) -> u32 {
         let seen =
             [(&self.small, Stand::Small), (&self.main, Stand::Main)].map(|(queue, stand)| {
                 let held = queue.check(slots);
@@ -301,6 +305,7 @@ mod tests {
 
     use super::*;
     use crate::memory::shard::{Inserted, Leavings, Shard};
+    use crate::memory::slot::Read;
     use crate::options::Policy;
 
     /// A shard bounded in entries, as the policy sees it: keys without values or deadlines.
@@ -383,6 +388,11 @@ mod tests {
             }
         }
 
+        fn set_share(&mut self, share: usize) {
+            let least = (self.quota / 100).max(1);
+            self.share = share.clamp(least, (self.quota / 3).max(least));
+        }
+
         fn get(&mut self, key: u64) -> bool {
             let ticks = self.ticks;
             let known = self.known.get_mut(&key);
@@ -405,23 +415,22 @@ mod tests {
             if let Some(went) = self.small_ghosts.take(hash(key)) {
                 let away = self.ticks.wrapping_sub(went);
                 if away < 6 {
-                    self.share += 1;
+                    self.set_share(self.share + 1);
                 }
                 to_main = self.earns(away as usize + self.share / tick_length);
             } else {
                 if self.main_ghosts.take(hash(key)).is_some() {
-                    self.share = self.share.saturating_sub(1);
+                    self.set_share(self.share.saturating_sub(1));
                 }
                 to_main = !is_full && self.small.len() >= self.share;
             }
             if is_full {
                 self.entered += 1;
                 if self.entered == 200 {
-                    (self.entered, self.share) = (0, self.share.saturating_sub(1));
+                    self.entered = 0;
+                    self.set_share(self.share.saturating_sub(1));
                 }
             }
-            let least = (self.quota / 100).max(1);
-            self.share = self.share.clamp(least, (self.quota / 3).max(least));
             if is_full {
                 self.evict();
             }
@@ -604,13 +613,16 @@ mod tests {
 
     #[test]
     fn a_dead_entry_goes_whatever_its_marks_and_is_not_remembered() {
-        let (mut slots, mut order) = (Slab::new(), Adaptive::new(10));
-        for key in 0..2 {
-            let at = slots.push(Slot::new(key, (), hash(key), 1, 50));
-            slots[at].touch(0);
-            order.link(&mut slots, at);
-        }
-        assert_eq!(order.victim(&mut slots, 50), Some((0, Reason::Dead)));
+        let (mut slots, mut order) = (Table::new(10), Adaptive::new(10));
+        let entries = [0, 1].map(|key| {
+            let at = order.insert(&mut slots, Slot::new(key, (), hash(key), 1, 50));
+            slots[at].read(0, Read::at(0));
+            at
+        });
+        assert_eq!(
+            order.victim(&mut slots, 50),
+            Some((entries[0], Reason::Dead))
+        );
         assert_eq!(order.small_ghosts.take(hash(0)), None);
     }
 

@@ -7,7 +7,8 @@
 use super::Reason;
 use super::queue::Queue;
 use crate::clock::Millis;
-use crate::memory::slab::{Slab, Slot};
+use crate::memory::slot::Slot;
+use crate::memory::table::{Moves, Table};
 use crate::options::Policy;
 
 /// The order of the entries of one shard.
@@ -30,46 +31,41 @@ impl Classic {
     }
 
     /// Notes a read of the entry at `at`. Under LFU reads are counted up to 255.
-    pub(super) fn reorder<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+    pub(super) fn reorder<K, T>(&mut self, slots: &mut Table<K, T>, at: u32) {
         if self.policy == Policy::Lfu {
-            self.unlink(slots, at);
+            self.queue(slots[at].reads()).unlink(slots, at);
             slots[at].count_read();
-            self.link(slots, at);
+            self.queue(slots[at].reads()).link(slots, at);
         } else {
             self.queues[0].renew(slots, at);
         }
     }
 
-    pub(super) fn link<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
-        let reads = usize::from(slots[at].reads());
-        while self.queues.len() <= reads {
-            self.queues.push(Queue::EMPTY);
-        }
-        self.lowest = self.lowest.min(reads);
-        self.queues[reads].push(slots, at);
+    pub(super) fn insert<K, T>(&mut self, slots: &mut Table<K, T>, slot: Slot<K, T>) -> u32 {
+        self.queue(slot.reads()).insert(slots, slot)
     }
 
-    pub(super) fn unlink<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
-        self.queue(&slots[at]).unlink(slots, at);
+    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, slot: &Slot<K, T>) {
+        self.queue(slot.reads()).remove(slots, slot);
     }
 
-    pub(super) fn moved<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
-        self.queue(&slots[at]).moved(slots, at);
+    pub(super) fn follow(&mut self, moves: &Moves) {
+        self.queues.iter_mut().for_each(|queue| queue.follow(moves));
     }
 
     pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, charge: u32) {
-        self.queue(slot).reweigh(slot.charge, charge);
+        self.queue(slot.reads()).reweigh(slot.charge(), charge);
     }
 
     /// The entry that goes next, still linked. Without eviction none goes for a newcomer, and the
     /// oldest where the shard is made smaller.
     pub(super) fn victim<K, T>(
         &mut self,
-        slots: &mut Slab<K, T>,
+        slots: &mut Table<K, T>,
         now: Millis,
     ) -> Option<(u32, Reason)> {
         let at = match self.policy {
-            Policy::Random => (slots.len() > 0).then(|| fastrand::u32(..slots.len()))?,
+            Policy::Random => slots.pick(|bound| fastrand::u32(..bound))?,
             _ => self.oldest()?,
         };
         let reason = if slots[at].is_dead(now) {
@@ -88,8 +84,14 @@ impl Classic {
         self.queues[lowest].oldest()
     }
 
-    fn queue<K, T>(&mut self, slot: &Slot<K, T>) -> &mut Queue {
-        &mut self.queues[usize::from(slot.reads())]
+    /// The queue of what was read so often, about to change.
+    fn queue(&mut self, reads: u8) -> &mut Queue {
+        let reads = usize::from(reads);
+        if self.queues.len() <= reads {
+            self.queues.resize_with(reads + 1, || Queue::EMPTY);
+        }
+        self.lowest = self.lowest.min(reads);
+        &mut self.queues[reads]
     }
 }
 
@@ -100,7 +102,7 @@ impl Classic {
         self.queues.capacity() * size_of::<Queue>()
     }
 
-    pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
+    pub(super) fn check<K, T>(&self, slots: &Table<K, T>) -> u32 {
         let mut seen = 0;
         for (reads, queue) in self.queues.iter().enumerate() {
             let held = queue.check(slots);
@@ -122,6 +124,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::queue;
     use super::*;
     use crate::memory::shard::{Inserted, Leavings, Shard};
 
@@ -237,17 +240,21 @@ mod tests {
         println!("seed {seed}");
         fastrand::seed(seed);
         let (residents, rounds) = (100, 20_000);
-        let mut slots = Slab::new();
+        // Enough parts that they differ in size.
+        let mut slots = Table::new(4 * 1408);
         let mut order = Classic::new(Policy::Random);
         for key in 0..residents {
-            let at = slots.push(Slot::new(key, (), hash(key), 1, Millis::MAX));
-            order.link(&mut slots, at);
+            let at = order.insert(&mut slots, Slot::new(key, (), hash(key), 1, Millis::MAX));
+            if let Some(moves) = slots.grow(at) {
+                queue::relink(&mut slots, &moves);
+                order.follow(&moves);
+            }
         }
         let mut gone = vec![0_i64; residents as usize];
         for _ in 0..rounds {
             let (at, reason) = order.victim(&mut slots, 0).unwrap();
             assert_eq!(reason, Reason::Room);
-            gone[at as usize] += 1;
+            gone[slots[at].key as usize] += 1;
         }
         let mean = rounds / residents as i64;
         let bound = 5 * (mean as f64).sqrt() as i64;

@@ -22,23 +22,30 @@ impl Ghost {
     /// Remembers that `hash` went at `tick`, in a set meant for so many hashes.
     pub(super) fn remember(&mut self, hash: u32, tick: u8, room_for: usize) {
         self.fit(room_for);
-        if let Some((prints, ticks)) = self.bucket(hash) {
-            prints.copy_within(..WAYS - 1, 1);
-            ticks.copy_within(..WAYS - 1, 1);
-            (prints[0], ticks[0]) = (fingerprint(hash), tick);
-        }
+        let at = self.bucket(hash);
+        let (prints, ticks) = (&mut self.prints[at], &mut self.ticks[at]);
+        prints.copy_within(..WAYS - 1, 1);
+        ticks.copy_within(..WAYS - 1, 1);
+        (prints[0], ticks[0]) = (fingerprint(hash), tick);
     }
 
     /// When `hash` went, if it is remembered. It no longer is afterwards.
+    #[inline]
     pub(super) fn take(&mut self, hash: u32) -> Option<u8> {
+        let at = self.bucket(hash);
         let print = fingerprint(hash);
-        let (prints, ticks) = self.bucket(hash)?;
+        let prints = self.prints.get(at)?;
         // All of them at once, without an end in between, is a few vector instructions; and most
         // that are asked for are not there.
         let is_there = (prints.iter()).fold(false, |there, &held| there | (held == print));
         if !is_there {
             return None;
         }
+        self.take_from(at, print)
+    }
+
+    fn take_from(&mut self, at: usize, print: u16) -> Option<u8> {
+        let (prints, ticks) = (&mut self.prints[at], &mut self.ticks[at]);
         let found = prints.iter().position(|&held| held == print)?;
         let tick = ticks[found];
         prints.copy_within(found + 1.., found);
@@ -67,12 +74,13 @@ impl Ghost {
     }
 
     /// The bucket is chosen by the high bits of the hash and the fingerprint by its low ones.
-    fn bucket(&mut self, hash: u32) -> Option<(&mut [u16; WAYS], &mut [u8; WAYS])> {
-        let at = ((u64::from(hash) * self.prints.len() as u64) >> 32) as usize;
-        self.prints.get_mut(at).zip(self.ticks.get_mut(at))
+    #[inline]
+    fn bucket(&self, hash: u32) -> usize {
+        ((u64::from(hash) * self.prints.len() as u64) >> 32) as usize
     }
 }
 
+#[inline]
 fn fingerprint(hash: u32) -> u16 {
     (hash as u16).max(1)
 }

@@ -15,7 +15,8 @@ mod queue;
 
 use self::adaptive::Adaptive;
 use self::classic::Classic;
-use super::slab::{Slab, Slot, Stand};
+use super::slot::{Read, Slot, Stand};
+use super::table::{Moves, Table};
 use crate::clock::Millis;
 use crate::options::Policy;
 
@@ -58,16 +59,17 @@ impl Order {
         }
     }
 
-    /// Notes a read, under a lock that others share.
+    /// What a read leaves in its slot from now on.
     #[inline]
-    pub(super) fn read<K, T>(&self, slot: &Slot<K, T>) {
-        if let Self::Adaptive(order) = self {
-            slot.touch(order.tick());
+    pub(super) fn read(&self) -> Read {
+        match self {
+            Self::Adaptive(order) => Read::at(order.tick()),
+            Self::Classic(_) => Read::UNMARKED,
         }
     }
 
     /// Notes a read that changes the order, where [`Policy::reorders_on_read`].
-    pub(super) fn reorder<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+    pub(super) fn reorder<K, T>(&mut self, slots: &mut Table<K, T>, at: u32) {
         if let Self::Classic(order) = self {
             order.reorder(slots, at);
         }
@@ -76,7 +78,7 @@ impl Order {
     /// Decides where a newcomer stands, whose key is not in the shard.
     pub(super) fn enter<K, T>(
         &mut self,
-        slots: &mut Slab<K, T>,
+        slots: &mut Table<K, T>,
         slot: &mut Slot<K, T>,
         room: Room,
     ) {
@@ -85,27 +87,33 @@ impl Order {
         }
     }
 
-    /// Puts the slot at `at` in as the newest of its kind.
-    pub(super) fn link<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+    /// Puts `slot` in the table, which has room for it, and in here as the newest of its kind. Its
+    /// position.
+    #[inline]
+    pub(super) fn insert<K, T>(&mut self, slots: &mut Table<K, T>, slot: Slot<K, T>) -> u32 {
         match self {
-            Self::Adaptive(order) => order.link(slots, at),
-            Self::Classic(order) => order.link(slots, at),
+            Self::Adaptive(order) => order.insert(slots, slot),
+            Self::Classic(order) => order.insert(slots, slot),
         }
     }
 
-    /// Takes the slot at `at` out.
-    pub(super) fn unlink<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+    /// Takes the entry at `at` out of here and out of the table.
+    #[inline]
+    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, at: u32) -> Slot<K, T> {
+        let slot = slots.remove(at);
         match self {
-            Self::Adaptive(order) => order.unlink(slots, at),
-            Self::Classic(order) => order.unlink(slots, at),
+            Self::Adaptive(order) => order.remove(slots, &slot),
+            Self::Classic(order) => order.remove(slots, &slot),
         }
+        slot
     }
 
-    /// Notes that a slot, still linked, was moved to `at`.
-    pub(super) fn moved<K, T>(&mut self, slots: &mut Slab<K, T>, at: u32) {
+    /// Follows entries to where they moved.
+    pub(super) fn follow<K, T>(&mut self, slots: &mut Table<K, T>, moves: &Moves) {
+        queue::relink(slots, moves);
         match self {
-            Self::Adaptive(order) => order.moved(slots, at),
-            Self::Classic(order) => order.moved(slots, at),
+            Self::Adaptive(order) => order.follow(moves),
+            Self::Classic(order) => order.follow(moves),
         }
     }
 
@@ -129,10 +137,10 @@ impl Order {
         }
     }
 
-    /// The entry that goes next, still linked; `None` if there is none. The caller evicts it.
+    /// The entry that goes next, still there; `None` if there is none. The caller evicts it.
     pub(super) fn victim<K, T>(
         &mut self,
-        slots: &mut Slab<K, T>,
+        slots: &mut Table<K, T>,
         now: Millis,
     ) -> Option<(u32, Reason)> {
         match self {
@@ -153,7 +161,7 @@ impl Order {
     }
 
     /// Compares queues and slots, and returns how many entries are linked.
-    pub(super) fn check<K, T>(&self, slots: &Slab<K, T>) -> u32 {
+    pub(super) fn check<K, T>(&self, slots: &Table<K, T>) -> u32 {
         match self {
             Self::Adaptive(order) => order.check(slots),
             Self::Classic(order) => order.check(slots),
