@@ -202,23 +202,18 @@ impl<K, T> Shard<K, T> {
             }
         }
         match held {
-            Some(at) if self.fits_at(at, &slot) => self.rewrite(at, slot, live.is_some(), leavings),
+            Some(at) if self.fits_at(at, &slot) => {
+                self.rewrite(at, slot, live.is_some(), leavings);
+                return Inserted::Stored;
+            }
             Some(at) => {
                 let old = self.take(at);
                 slot.succeed(&old);
                 leavings.keep(old, left_because(live.is_some()));
-                self.place(slot, now, leavings);
             }
-            None => {
-                let room = match self.has_room(slot.charge()) {
-                    true => Room::Free,
-                    false => Room::Full,
-                };
-                self.upkeep.order.enter(&mut self.slots, &mut slot, room);
-                self.read = self.upkeep.order.read();
-                self.place(slot, now, leavings);
-            }
+            None => self.enter(&mut slot),
         }
+        self.place(slot, now, leavings);
         Inserted::Stored
     }
 
@@ -387,6 +382,16 @@ impl<K, T> Shard<K, T> {
         self.upkeep.sweep.note(at, slot.dies_at());
         std::mem::swap(&mut held.value, &mut slot.value);
         leavings.keep(slot, left_because(was_live));
+    }
+
+    /// Decides where a newcomer stands.
+    fn enter(&mut self, slot: &mut Slot<K, T>) {
+        let room = match self.has_room(slot.charge()) {
+            true => Room::Free,
+            false => Room::Full,
+        };
+        self.upkeep.order.enter(&mut self.slots, slot, room);
+        self.read = self.upkeep.order.read();
     }
 
     /// Makes room for `slot`, whose key is not held, and stores it.

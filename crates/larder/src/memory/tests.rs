@@ -648,6 +648,13 @@ fn keys_of_one_hash_are_kept_apart() {
     table.check();
 }
 
+/// The lock, the way to the entries, and what a read leaves in them.
+#[test]
+fn a_read_finds_all_of_a_shard_on_one_cache_line() {
+    assert!(size_of::<RwLock<Shard<String, [u64; 9]>>>() <= 64);
+    assert_eq!(align_of::<Locked<u8, u8>>() % 64, 0);
+}
+
 /// What a table takes for each entry beyond key and value: in its shards themselves, and from the
 /// allocator for slots, index and ghosts.
 fn taken_per_entry(table: &Memory<u64, u64>) -> [f64; 4] {
