@@ -7,7 +7,8 @@
 //! The difference of two runs, by the difference of their numbers, is what one operation costs.
 //!
 //! - `hit` and `insert`, of `larder`, its `engine`, `moka`, `quick_cache` and the `floor`, as in
-//!   `hit-moka`: tables as the benchmark `memory` has them; inserts are of new keys into a full one
+//!   `hit-moka`: tables as the benchmark `memory` has them; inserts are of new keys into a full one. A
+//!   third argument is how many entries a table takes, if not 10,000
 //! - `memory`, `memory-tagged`: `get_or_load` of a cache above Redis that memory answers
 //! - `memory-popular`, `memory-predicted`: the same while popular keys are refreshed ahead, and while
 //!   two keys that take turns are learned for prefetching
@@ -25,31 +26,33 @@ use larder_bench_engine::Engine;
 use larder_redis::Redis;
 use larder_testkit::RedisServer;
 
-/// How many entries a table takes.
+/// How many entries a table takes, if it is not said.
 const ENTRIES: u64 = 10_000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, count] = arguments.as_slice() else {
-        return Err("usage: instructions WHAT COUNT".into());
+    let (what, count, entries) = match arguments.as_slice() {
+        [what, count] => (what, count, ENTRIES),
+        [what, count, entries] => (what, count, entries.parse()?),
+        _ => return Err("usage: instructions WHAT COUNT [ENTRIES]".into()),
     };
     let count: usize = count.parse()?;
     match what.split_once('-') {
-        Some(("hit", name)) => in_table(name, |table| hits(table, count)),
-        Some(("insert", name)) => in_table(name, |table| inserts(table, count)),
+        Some(("hit", name)) => in_table(name, entries, |table| hits(table, count, entries)),
+        Some(("insert", name)) => in_table(name, entries, |table| inserts(table, count, entries)),
         _ => in_cache(what, count).await,
     }
 }
 
 type Pages = dyn Table<String, Arc<u64>>;
 
-fn in_table(name: &str, work: impl FnOnce(&Pages)) -> Result<()> {
+fn in_table(name: &str, entries: u64, work: impl FnOnce(&Pages)) -> Result<()> {
     match name {
-        "larder" => work(&tables::larder::<String, u64>(ENTRIES)?),
-        "engine" => work(&Engine::new(ENTRIES)),
-        "moka" => work(&moka::sync::Cache::new(ENTRIES)),
-        "quick_cache" => work(&quick_cache::sync::Cache::new(ENTRIES as usize)),
+        "larder" => work(&tables::larder::<String, u64>(entries)?),
+        "engine" => work(&Engine::new(entries)),
+        "moka" => work(&moka::sync::Cache::new(entries)),
+        "quick_cache" => work(&quick_cache::sync::Cache::new(entries as usize)),
         "floor" => work(&Floor::default()),
         _ => return Err(format!("there is no table `{name}`").into()),
     }
@@ -60,8 +63,8 @@ fn key(number: u64) -> String {
     format!("page:{number:08}")
 }
 
-fn hits(table: &Pages, count: usize) {
-    let keys: Vec<_> = (0..ENTRIES / 2).map(key).collect();
+fn hits(table: &Pages, count: usize, entries: u64) {
+    let keys: Vec<_> = (0..entries / 2).map(key).collect();
     for key in &keys {
         table.insert(key.clone(), Arc::new(0));
     }
@@ -70,13 +73,13 @@ fn hits(table: &Pages, count: usize) {
     }
 }
 
-fn inserts(table: &Pages, count: usize) {
+fn inserts(table: &Pages, count: usize, entries: u64) {
     let value = Arc::new(0);
-    for number in 0..2 * ENTRIES {
+    for number in 0..2 * entries {
         table.insert(key(number), Arc::clone(&value));
     }
     for number in 0..count as u64 {
-        table.insert(key(2 * ENTRIES + number), Arc::clone(&value));
+        table.insert(key(2 * entries + number), Arc::clone(&value));
     }
 }
 
