@@ -301,13 +301,15 @@ impl<K, T> Shard<K, T> {
         for looked in 0..at_most {
             let from = self.upkeep.sweep.at;
             let next = self.upkeep.sweep.next(&self.slots, now);
-            // A part is settled when the walk is through with it, for it would begin anew.
+            // A part is settled when the walk is through with it, and not over and over.
             let is_through = next.is_none_or(|at| at < from || !in_one_part(at, from));
             let moved = is_through && self.settle(from);
             let Some(at) = next else {
                 return looked;
             };
             if moved && in_one_part(at, from) {
+                // A new round, which has met none yet.
+                self.upkeep.sweep.at = 0;
                 continue;
             }
             let slot = &self.slots[at];
@@ -509,10 +511,11 @@ impl Sweep {
         self.soonest_behind = self.soonest_behind.min(dies_at);
     }
 
-    /// Begins the part anew that entries moved in, if that is where it is.
+    /// Goes on at the first entry that it has not met, if it is in the part that entries moved in. It
+    /// may meet others again; but a part that grows and shrinks for ever does not keep it from its end.
     fn follow(&mut self, moves: &Moves) {
         if in_one_part(self.at, moves.base()) {
-            self.at = moves.base();
+            self.at = moves.first_from(self.at);
         }
     }
 }

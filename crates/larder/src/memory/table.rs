@@ -557,6 +557,15 @@ impl Moves {
         self.to.iter().flatten().copied()
     }
 
+    /// The first position of those that were at `at` or behind it, which is in this part; where there
+    /// were none, one behind all.
+    pub(super) fn first_from(&self, at: u32) -> u32 {
+        let from = (at - self.base) as usize;
+        let left = self.to.get(from..).unwrap_or_default();
+        let first = left.iter().flatten().min().copied();
+        first.unwrap_or_else(|| self.taken().max().map_or(self.base, |last| last + 1))
+    }
+
     /// The first position of the part.
     pub(super) fn base(&self) -> u32 {
         self.base
