@@ -101,8 +101,9 @@ pub(super) struct Moves {
 
 impl<K, T> Table<K, T> {
     /// What it takes for one entry where the fewest slots are taken that it leaves as it is: a slot, and
-    /// what there is of tags for it.
-    pub(super) const BYTES_EACH: usize = (size_of::<Slot<K, T>>() + 2) * SPARSE.1 / SPARSE.0;
+    /// its share of tags and of what aligns them.
+    pub(super) const BYTES_EACH: usize =
+        (size_of::<Group<K, T>>() * SPARSE.1).div_ceil(WAYS * SPARSE.0);
 
     /// A table for at most `entries`; more are possible and only take longer to move.
     pub(super) fn new(entries: u64) -> Self {
@@ -754,6 +755,29 @@ mod tests {
                 }
                 assert!(moved <= 18 * operations, "{moved} in {operations}");
             }
+        }
+    }
+
+    /// Also where a group begins with nothing that aligns the first slot.
+    #[test]
+    fn an_entry_of_any_alignment_takes_what_is_told_of_it() {
+        #[derive(Debug)]
+        #[repr(align(64))]
+        struct Aligned(#[expect(dead_code)] u8);
+
+        let mut table = Table::<u32, Aligned>::new(1_000);
+        for key in 0..1_400 {
+            let at = table.insert(Slot::new(key, Aligned(0), hash_of(key), 1, Millis::MAX));
+            table.grow(at);
+        }
+        let each = Table::<u32, Aligned>::BYTES_EACH;
+        for key in (500..1_400).rev() {
+            let slot = table.find(hash_of(key), |slot| slot.key == key);
+            let (at, _) = slot.expect("it is there");
+            table.remove(at);
+            table.settle(at);
+            let [taken, _] = table.heap();
+            assert!(taken <= each * table.len() as usize, "{}", table.len());
         }
     }
 
