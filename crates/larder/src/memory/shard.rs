@@ -22,6 +22,10 @@ const SWEEP_PER_INSERT: u32 = 4;
 /// Slots that an insert looks at for expired entries before it is told that there is no room.
 const SWEEP_BEFORE_FULL: u32 = 256;
 
+/// What an insert evicts beyond so many gives its memory back when all of it is gone, as parts that
+/// empty shrink a dozen times on the way.
+const SETTLED_AT_ONCE: usize = 16;
+
 /// A part of the table that is locked as one and keeps its own part of the bound.
 ///
 /// Small, so that what a read needs of it lies on one cache line with its lock.
@@ -405,9 +409,12 @@ impl<K, T> Shard<K, T> {
             self.count(reason);
             leavings.keep(self.detach(at), reason.cause());
             evicted += 1;
-            if evicted > 1 {
+            if (2..=SETTLED_AT_ONCE).contains(&evicted) {
                 self.settle(at);
             }
+        }
+        if evicted > SETTLED_AT_ONCE {
+            self.slots.bases().for_each(|at| _ = self.settle(at));
         }
         self.upkeep.weight += u64::from(slot.charge());
         let dies_at = slot.dies_at();

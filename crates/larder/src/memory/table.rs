@@ -202,6 +202,11 @@ impl<K, T> Table<K, T> {
         Some(self.remake(at, Part::<K, T>::shrunk(len)))
     }
 
+    /// A position in each of the parts.
+    pub(super) fn bases(&self) -> impl Iterator<Item = u32> + use<K, T> {
+        (0..self.parts.len()).map(|part| position(part, 0, 0))
+    }
+
     /// The first entry whose position is `at` or behind it, and its position.
     pub(super) fn entry_from(&self, at: u32) -> Option<(u32, &Slot<K, T>)> {
         let (first, mut group, mut way) = places(at);

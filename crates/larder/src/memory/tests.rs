@@ -710,6 +710,14 @@ fn a_heavy_value_displaces_what_it_weighs_and_no_more() {
         Inserted::Stored
     );
     assert_eq!((table.len(), table.counters().evicted), (701, 300));
+    let full = slot_bytes(&table);
+    let weight = 1_000 * each - overhead::<u64, u64>();
+    table.put(8_888, 0, weighing(weight as u32), 0);
+    assert_eq!(table.len(), 1);
+    assert!(
+        slot_bytes(&table) * 50 < full,
+        "what it displaced is given back"
+    );
     table.check();
 }
 
