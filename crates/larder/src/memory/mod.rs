@@ -255,6 +255,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         Q: Equivalent<K> + ?Sized,
     {
         let gone = sync::write(self.shard(hash)).remove(hash as u32, key)?;
+        tidy::after(1);
         if let Some(listener) = &self.listener {
             listener(&gone.key, &gone.value, RemovalCause::Removed);
         }

@@ -22,6 +22,10 @@ const SWEEP_PER_INSERT: u32 = 4;
 /// Slots that an insert looks at for expired entries before it is told that there is no room.
 const SWEEP_BEFORE_FULL: u32 = 256;
 
+/// What an insert evicts beyond so many gives its memory back when all of it is gone, as parts that
+/// empty shrink a dozen times on the way.
+const SETTLED_AT_ONCE: usize = 16;
+
 /// A part of the table that is locked as one and keeps its own part of the bound.
 ///
 /// Small, so that what a read needs of it lies on one cache line with its lock.
@@ -296,13 +300,15 @@ impl<K, T> Shard<K, T> {
         for looked in 0..at_most {
             let from = self.upkeep.sweep.at;
             let next = self.upkeep.sweep.next(&self.slots, now);
-            // A part is settled when the walk is through with it, for it would begin anew.
+            // A part is settled when the walk is through with it, and not over and over.
             let is_through = next.is_none_or(|at| at < from || !in_one_part(at, from));
             let moved = is_through && self.settle(from);
             let Some(at) = next else {
                 return looked;
             };
             if moved && in_one_part(at, from) {
+                // A new round, which has met none yet.
+                self.upkeep.sweep.at = 0;
                 continue;
             }
             let slot = &self.slots[at];
@@ -408,9 +414,12 @@ impl<K, T> Shard<K, T> {
             self.count(reason);
             leavings.keep(self.detach(at), reason.cause());
             evicted += 1;
-            if evicted > 1 {
+            if (2..=SETTLED_AT_ONCE).contains(&evicted) {
                 self.settle(at);
             }
+        }
+        if evicted > SETTLED_AT_ONCE {
+            self.slots.bases().for_each(|at| _ = self.settle(at));
         }
         self.upkeep.weight += u64::from(slot.charge());
         let dies_at = slot.dies_at();
@@ -514,10 +523,11 @@ impl Sweep {
         self.soonest_behind = self.soonest_behind.min(dies_at);
     }
 
-    /// Begins the part anew that entries moved in, if that is where it is.
+    /// Goes on at the first entry that it has not met, if it is in the part that entries moved in. It
+    /// may meet others again; but a part that grows and shrinks for ever does not keep it from its end.
     fn follow(&mut self, moves: &Moves) {
         if in_one_part(self.at, moves.base()) {
-            self.at = moves.base();
+            self.at = moves.first_from(self.at);
         }
     }
 }

@@ -489,7 +489,20 @@ fn a_value_that_grows_makes_room_among_the_others_and_keeps_its_standing() {
     for key in 0..4u64 {
         table.put(key, key, weighing(100), 0);
     }
+    table.look(&0, 0);
+    let heat = || {
+        let (mut walk, mut heat) = (Walk::default(), None);
+        let mut note = |seen: walk::Seen<'_, u64, u64>| {
+            if *seen.key == 0 {
+                heat = Some(seen.heat);
+            }
+        };
+        while table.walk(&mut walk, &mut note) {}
+        heat
+    };
+    let before = heat();
     table.put(0, 10, weighing(150), 0);
+    assert_eq!(heat(), before);
     assert_eq!(table.look(&0, 0), Some(10));
     assert_eq!(table.counters().evicted, 1);
     table.check();
@@ -533,6 +546,116 @@ fn a_sweep_finds_every_expired_entry_and_no_other() {
     assert_eq!(table.sweep(200, usize::MAX), 6666);
     assert_eq!(table.len(), 0);
     table.check();
+}
+
+/// Also if its only part grows and shrinks again before they have got through it.
+#[test]
+fn inserts_drop_what_expired_from_a_part_that_never_rests() {
+    let table = Memory::with_shards(Bound::Entries(1_408), Policy::Adaptive, 1);
+    for key in 0..1_000u64 {
+        let dies_at = if key % 10 == 0 { 100 } else { Millis::MAX };
+        table.put(key, key, Placement { weight: 0, dies_at }, 0);
+    }
+    for _ in 0..30 {
+        let others = 1_000..1_400;
+        others
+            .clone()
+            .for_each(|key| _ = table.put(key, 0, FOREVER, 200));
+        others.for_each(|key| _ = table.remove(table.hash(&key), &key));
+    }
+    assert_eq!(
+        (table.counters().expired, table.counters().evicted),
+        (100, 0)
+    );
+    table.check();
+}
+
+/// Those that are left, though some were to die by now and were given longer, do not keep it going.
+#[test]
+fn a_sweep_without_end_ends_when_it_knows_that_nothing_is_dead() {
+    let table = Memory::with_shards(Bound::Entries(20_000), Policy::Adaptive, 1);
+    for key in 0..10_000u64 {
+        let dies_at = if key % 3 == 0 { 100 } else { 200 };
+        table.put(key, key, Placement { weight: 0, dies_at }, 0);
+    }
+    // In the middle of its way.
+    assert!(table.sweep(100, 5_000) > 0);
+    for key in (1..10_000).step_by(3) {
+        let prolong = |_: &mut u64, dies_at: &mut Millis| *dies_at = 300;
+        table.update(table.hash(&key), &key, 100, prolong);
+    }
+    let mut shard = sync::write(&table.shards[0].0);
+    for (now, left) in [(150, 6_666), (200, 3_333), (300, 0)] {
+        let mut leavings = Leavings::new();
+        let looked = shard.sweep(now, 50_000, &mut leavings);
+        assert!(looked < 25_000, "{looked}");
+        assert_eq!(shard.len(), left);
+        assert_eq!(shard.sweep(now, 50_000, &mut leavings), 0);
+    }
+}
+
+/// Bytes of slots that the shards of a table have.
+fn slot_bytes(table: &Memory<u64, u64>) -> usize {
+    let shards = table.shards.iter();
+    shards
+        .map(|Locked(shard)| sync::read(shard).heap()[0])
+        .sum()
+}
+
+#[test]
+fn what_held_entries_is_given_back_however_they_went() {
+    type Way = fn(&Memory<u64, u64>);
+    let ways: [(&str, Way); 5] = [
+        ("swept", |table| _ = table.sweep(100, usize::MAX)),
+        ("removed", |table| {
+            (0..20_000).for_each(|key| _ = table.remove(table.hash(&key), &key));
+        }),
+        ("a smaller bound", |table| table.resize(0, 0)),
+        ("cleared", |table| drop(table.clear())),
+        ("swept by inserts", |table| {
+            for _ in 0..10_000 {
+                table.put(0, 0, FOREVER, 100);
+                table.remove(table.hash(&0), &0);
+            }
+        }),
+    ];
+    // With one part, and with several.
+    for entries in [1_000, 20_000] {
+        for (name, way) in ways {
+            let table = Memory::with_shards(Bound::Entries(entries), Policy::Adaptive, 1);
+            for key in 0..entries {
+                let dies_at = 100;
+                table.put(key, key, Placement { weight: 0, dies_at }, 0);
+            }
+            let full = slot_bytes(&table);
+            way(&table);
+            assert_eq!(table.len(), 0, "{name}");
+            assert!(slot_bytes(&table) * 50 < full, "{name} of {entries}");
+            table.check();
+        }
+    }
+}
+
+/// A bound that was made far larger than the table was made for.
+#[test]
+fn a_part_that_can_take_no_more_evicts_or_refuses() {
+    // Of 4,096 groups of seven, 13 in 16: see `table.rs`.
+    const MOST: u64 = 23_296;
+    for policy in [Policy::Adaptive, Policy::Random, Policy::NoEviction] {
+        let table = Memory::with_shards(Bound::Entries(10), policy, 1);
+        table.resize(40_000, 0);
+        for key in 0..25_000u64 {
+            let inserted = table.put(key, key, FOREVER, 0);
+            let is_refused = policy == Policy::NoEviction && key >= MOST;
+            assert_eq!(inserted == Inserted::Full, is_refused, "{policy:?}: {key}");
+            assert_eq!(table.look(&key, 0).is_none(), is_refused);
+        }
+        assert_eq!(table.len(), MOST);
+        // A value in the place of an older one needs none of its own.
+        let held = (0..25_000).find(|key| table.look(key, 0).is_some());
+        assert!(held.is_some_and(|key| table.put(key, 0, FOREVER, 0) == Inserted::Stored));
+        table.check();
+    }
 }
 
 /// However much has expired or has to go, no lock is held for more than a batch of it: whenever a
@@ -587,6 +710,14 @@ fn a_heavy_value_displaces_what_it_weighs_and_no_more() {
         Inserted::Stored
     );
     assert_eq!((table.len(), table.counters().evicted), (701, 300));
+    let full = slot_bytes(&table);
+    let weight = 1_000 * each - overhead::<u64, u64>();
+    table.put(8_888, 0, weighing(weight as u32), 0);
+    assert_eq!(table.len(), 1);
+    assert!(
+        slot_bytes(&table) * 50 < full,
+        "what it displaced is given back"
+    );
     table.check();
 }
 
