@@ -415,7 +415,8 @@ where
     /// or bytes), and evicts what no longer fits. Readers are not held up.
     ///
     /// The table stays divided as it was built: made much smaller than that, it takes only values
-    /// that fit one of its parts.
+    /// that fit one of its parts; and built for a few entries and made larger than some 5 million, it
+    /// holds no more than that.
     pub fn resize(&self, bound: u64) {
         let now = self.inner.clock().monotonic();
         self.inner.memory.resize(bound, now);

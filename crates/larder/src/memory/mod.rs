@@ -12,8 +12,9 @@
 //!
 //! A read takes the shared lock of one shard, and what it writes is a mark of two bits. An insert
 //! takes the exclusive lock of one shard and does a bounded amount of work under it beyond
-//! evicting what its own weight displaces: it looks at a few slots for expired entries, and no
-//! hash table or array that it may have to grow is large. No operation holds two locks.
+//! evicting what its own weight displaces: it looks at a few slots for expired entries, and no part
+//! of a table that it may have to grow is large, unless a shard has hundreds of thousands of entries.
+//! No operation holds two locks.
 
 #[cfg(all(test, not(shuttle)))]
 mod hostile_tests;

@@ -24,7 +24,7 @@ const SWEEP_BEFORE_FULL: u32 = 256;
 
 /// What an insert evicts beyond so many gives its memory back when all of it is gone, as parts that
 /// empty shrink a dozen times on the way.
-const SETTLED_AT_ONCE: usize = 16;
+const SHRUNK_AT_ONCE: usize = 16;
 
 /// A part of the table that is locked as one and keeps its own part of the bound.
 ///
@@ -300,9 +300,9 @@ impl<K, T> Shard<K, T> {
         for looked in 0..at_most {
             let from = self.upkeep.sweep.at;
             let next = self.upkeep.sweep.next(&self.slots, now);
-            // A part is settled when the walk is through with it, and not over and over.
+            // A part shrinks when the walk is through with it, and not over and over.
             let is_through = next.is_none_or(|at| at < from || !in_one_part(at, from));
-            let moved = is_through && self.settle(from);
+            let moved = is_through && self.shrink(from);
             let Some(at) = next else {
                 return looked;
             };
@@ -414,12 +414,12 @@ impl<K, T> Shard<K, T> {
             self.count(reason);
             leavings.keep(self.detach(at), reason.cause());
             evicted += 1;
-            if (2..=SETTLED_AT_ONCE).contains(&evicted) {
-                self.settle(at);
+            if (2..=SHRUNK_AT_ONCE).contains(&evicted) {
+                self.shrink(at);
             }
         }
-        if evicted > SETTLED_AT_ONCE {
-            self.slots.bases().for_each(|at| _ = self.settle(at));
+        if evicted > SHRUNK_AT_ONCE {
+            self.slots.bases().for_each(|at| _ = self.shrink(at));
         }
         self.upkeep.weight += u64::from(slot.charge());
         let dies_at = slot.dies_at();
@@ -443,7 +443,7 @@ impl<K, T> Shard<K, T> {
     /// Takes an entry out of everything.
     fn take(&mut self, at: u32) -> Slot<K, T> {
         let gone = self.detach(at);
-        self.settle(at);
+        self.shrink(at);
         gone
     }
 
@@ -456,8 +456,8 @@ impl<K, T> Shard<K, T> {
 
     /// Gives memory back where `at` is. Whether entries moved for it.
     #[inline]
-    fn settle(&mut self, at: u32) -> bool {
-        let moves = self.slots.settle(at);
+    fn shrink(&mut self, at: u32) -> bool {
+        let moves = self.slots.shrink(at);
         self.follow(moves)
     }
 
@@ -612,7 +612,7 @@ impl Add for Counters {
 
 #[cfg(test)]
 impl<K, T> Shard<K, T> {
-    /// Bytes that it has from the allocator: for slots, for the index, and for what the order
+    /// Bytes that it has from the allocator: for groups of slots, for what leads to them, and for what the order
     /// remembers.
     pub(super) fn heap(&self) -> [usize; 3] {
         let [slots, groups] = self.slots.heap();

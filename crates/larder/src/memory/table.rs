@@ -30,15 +30,17 @@ const PART_ENTRIES: u64 = 1408;
 
 /// More parts than this are not made, however large the bound: 720,000 entries per shard then still
 /// move by [`PART_ENTRIES`], and parts of more take longer.
-const PARTS_MAX: usize = 512;
+const PARTS_MAX: usize = 1 << PART_BITS;
+const PART_BITS: u32 = 9;
 
 /// Of a position, the bits of the group in its part. Fewer in tests, which fill one to the last group.
 const GROUP_BITS: u32 = match cfg!(test) {
     true => 12,
-    false => u32::BITS - PARTS_MAX.ilog2() - WAY_BITS,
+    false => u32::BITS - PART_BITS - WAY_BITS,
 };
 
-/// No part has more groups.
+/// No part has more groups: with 512 parts, a shard holds some 3,000,000,000 entries at most, and with
+/// a single one 5,900,000.
 const GROUPS_MAX: usize = 1 << GROUP_BITS;
 
 /// The share of its slots that is taken in a part when it has what it is meant for.
@@ -71,7 +73,7 @@ struct Books {
     lens: Box<[u32]>,
     /// Groups of a part that has as many entries as it is meant for.
     meant: usize,
-    /// No part has more groups.
+    /// No part ever had more groups.
     widest: usize,
 }
 
@@ -193,7 +195,7 @@ impl<K, T> Table<K, T> {
 
     /// Gives memory back if the part of this position has become far too large; what moved for it.
     #[inline]
-    pub(super) fn settle(&mut self, at: u32) -> Option<Moves> {
+    pub(super) fn shrink(&mut self, at: u32) -> Option<Moves> {
         let (at, _, _) = places(at);
         let (part, len) = (&self.parts[at], self.books.lens[at]);
         if !part.is_sparse(len) {
@@ -443,8 +445,8 @@ impl<K, T> Part<K, T> {
         (len as usize * of) < self.0.len() * (WAYS * taken) && Self::shrunk(len) < self.0.len()
     }
 
-    /// The groups that it has after it grew: the steps lead to those that it is meant to have, and
-    /// past them.
+    /// The groups that it has after it grew: the next of the steps that lead to those that it is meant
+    /// to have, counted back from these, and then past them.
     fn grown(&self, meant: usize) -> usize {
         let (more, less) = GROWTH;
         let groups = self.0.len();
@@ -544,7 +546,7 @@ const fn is_quick<K>() -> bool {
 /// The seven bits of a hash that are compared before its slot is looked at.
 #[inline]
 fn tag(hash: u32) -> u8 {
-    (hash >> PARTS_MAX.ilog2()) as u8 & 0x7f
+    (hash >> PART_BITS) as u8 & 0x7f
 }
 
 impl Moves {
@@ -661,7 +663,7 @@ mod tests {
         for key in 10..10_000 {
             let at = find(&table, hash_of(key), key).unwrap();
             table.remove(at);
-            table.settle(at);
+            table.shrink(at);
         }
         assert!(table.parts[0].0.len() <= 3);
         for key in 0..10 {
@@ -682,7 +684,7 @@ mod tests {
                     let old: u32 = held.swap_remove(random.usize(..held.len()));
                     let at = find(&table, hash_of(old), old).expect("it is there");
                     table.remove(at);
-                    assert!(table.settle(at).is_none());
+                    assert!(table.shrink(at).is_none());
                 }
                 let (_, moves) = insert(&mut table, hash_of(key), key);
                 assert!(moves.is_none() || key < entries);
@@ -721,7 +723,7 @@ mod tests {
         }
         for key in 0..990 {
             let at = find(&table, 7, key).expect("it is there");
-            // And not settled, which would count anew.
+            // And nothing shrinks, which would count anew.
             table.remove(at);
         }
         table.check();
@@ -744,7 +746,7 @@ mod tests {
                         let at = find(table, hash_of(key), key).expect("it is there");
                         key -= 1;
                         table.remove(at);
-                        table.settle(at)
+                        table.shrink(at)
                     };
                     operations += 1;
                     moved += moves.as_ref().map_or(0, |moves| moves.taken().count());
@@ -780,7 +782,7 @@ mod tests {
             let slot = table.find(hash_of(key), |slot| slot.key == key);
             let (at, _) = slot.expect("it is there");
             table.remove(at);
-            table.settle(at);
+            table.shrink(at);
             let [taken, _] = table.heap();
             assert!(taken <= each * table.len() as usize, "{}", table.len());
         }
@@ -876,7 +878,7 @@ mod tests {
                     Some(&at) if step <= 1 => {
                         prop_assert_eq!(table.remove(at).key, key);
                         model.remove(&key);
-                        let moves = table.settle(at);
+                        let moves = table.shrink(at);
                         follow(&mut model, moves);
                     }
                     held => prop_assert_eq!(find(&table, hash, key), held.copied()),

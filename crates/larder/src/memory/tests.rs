@@ -402,7 +402,7 @@ proptest! {
     }
 }
 
-/// A long history over a table of many chunks and parts; the checks from within are costly and
+/// A long history over a table of many parts; the checks from within are costly and
 /// come at intervals.
 #[test]
 fn it_follows_the_model_for_long() {
