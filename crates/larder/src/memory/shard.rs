@@ -632,8 +632,9 @@ impl<K, T> Shard<K, T> {
         );
         self.slots.check();
         assert_eq!(self.upkeep.order.check(&self.slots), self.slots.len());
-        for number in 0..self.slots.len() {
-            let (at, slot) = self.slots.nth(number).expect("there are so many");
+        let mut next = 0;
+        while let Some((at, slot)) = self.slots.entry_from(next) {
+            next = at + 1;
             let found = self.slots.find(slot.hash, |held| std::ptr::eq(held, slot));
             assert_eq!(found.map(|(at, _)| at), Some(at), "it is found by its hash");
             assert!(self.upkeep.sweep.soonest <= slot.dies_at());
