@@ -492,6 +492,7 @@ impl Sweep {
     };
 
     /// Notes the deadline of the entry at `at` when it comes or changes.
+    #[inline]
     fn note(&mut self, at: u32, dies_at: Millis) {
         self.soonest = self.soonest.min(dies_at);
         if at < self.at {
@@ -541,6 +542,7 @@ fn left_because(was_live: bool) -> RemovalCause {
 }
 
 impl Reason {
+    #[inline]
     fn cause(self) -> RemovalCause {
         match self {
             Reason::Dead => RemovalCause::Expired,

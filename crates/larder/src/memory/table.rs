@@ -527,10 +527,12 @@ impl Tags {
         self.0[WAYS]
     }
 
+    #[inline]
     fn pass(&mut self) {
         self.0[WAYS] = self.0[WAYS].saturating_add(1);
     }
 
+    #[inline]
     fn unpass(&mut self) {
         if self.0[WAYS] < u8::MAX {
             self.0[WAYS] -= 1;

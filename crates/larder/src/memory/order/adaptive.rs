@@ -105,6 +105,7 @@ impl Adaptive {
     }
 
     /// Decides where a newcomer stands.
+    #[inline]
     pub(super) fn enter<K, T>(
         &mut self,
         slots: &mut Table<K, T>,
@@ -155,6 +156,7 @@ impl Adaptive {
         Stand::Small
     }
 
+    #[inline]
     fn pass(&mut self, charge: u64) {
         let each = (self.quota / TICKS).max(1);
         self.unticked += charge;
@@ -165,6 +167,7 @@ impl Adaptive {
         }
     }
 
+    #[inline]
     fn drift(&mut self, charge: u64) {
         self.undrifted += charge;
         if self.undrifted >= DRIFT {
@@ -226,6 +229,7 @@ impl Adaptive {
     }
 
     /// The entry to look at: of the small queue while that has its share, or is the only one.
+    #[inline]
     fn next(&self) -> Option<(Stand, u32)> {
         let small = || Some((Stand::Small, self.small.oldest()?));
         let main = || Some((Stand::Main, self.main.oldest()?));
@@ -238,11 +242,13 @@ impl Adaptive {
 
     /// Whether the main queue may grow by an entry that did not earn it: the share has shrunk, and
     /// what the small queue no longer has is there.
+    #[inline]
     fn main_takes(&self, charge: u32) -> bool {
         let left = self.quota.saturating_sub(self.share);
         self.small.weight() > self.share && self.main.weight() + u64::from(charge) < left
     }
 
+    #[inline]
     fn remember(&mut self, from: Stand, hash: u32, residents: usize) {
         match from {
             Stand::Small => {
@@ -269,6 +275,7 @@ impl Adaptive {
         self.main.link(slots, at);
     }
 
+    #[inline]
     fn queue(&mut self, stand: Stand) -> &mut Queue {
         match stand {
             Stand::Small => &mut self.small,

@@ -20,6 +20,7 @@ pub(super) struct Ghost {
 
 impl Ghost {
     /// Remembers that `hash` went at `tick`, in a set meant for so many hashes.
+    #[inline]
     pub(super) fn remember(&mut self, hash: u32, tick: u8, room_for: usize) {
         self.fit(room_for);
         let at = self.bucket(hash);
@@ -58,13 +59,19 @@ impl Ghost {
     ///
     /// A cache that evicts is full, so the number is steady and this seldom happens; what was
     /// remembered is then forgotten, which costs hits for a while and nothing else.
+    #[inline]
     fn fit(&mut self, room_for: usize) {
         let wanted = room_for.div_ceil(WAYS).max(1);
         let held = self.prints.len();
         if wanted > held * 2 || wanted * 2 < held {
-            self.prints = vec![[0; WAYS]; wanted].into_boxed_slice();
-            self.ticks = vec![[0; WAYS]; wanted].into_boxed_slice();
+            self.begin(wanted);
         }
+    }
+
+    #[cold]
+    fn begin(&mut self, buckets: usize) {
+        self.prints = vec![[0; WAYS]; buckets].into_boxed_slice();
+        self.ticks = vec![[0; WAYS]; buckets].into_boxed_slice();
     }
 
     /// Bytes that it has from the allocator.

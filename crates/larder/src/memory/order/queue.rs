@@ -21,10 +21,12 @@ impl Queue {
     };
 
     /// The slot of the oldest entry.
+    #[inline]
     pub(super) fn oldest(&self) -> Option<u32> {
         (self.oldest != NIL).then_some(self.oldest)
     }
 
+    #[inline]
     pub(super) fn weight(&self) -> u64 {
         self.weight
     }
