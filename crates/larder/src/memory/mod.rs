@@ -125,8 +125,6 @@ pub(crate) struct Memory<K, T> {
     shards: Box<[Locked<K, T>]>,
     hasher: RandomState,
     policy: Policy,
-    /// Whether a read changes the order of the policy.
-    reorders: bool,
     /// In the unit of `made_for`.
     limit: AtomicU64,
     /// The bound that the table was made with.
@@ -153,7 +151,6 @@ impl<K: Hash + Eq, T> Memory<K, T> {
                 .collect(),
             hasher: RandomState::default(),
             policy,
-            reorders: policy.reorders_on_read(),
             limit: AtomicU64::new(bound.limit()),
             made_for: bound,
             listener: None,
@@ -189,7 +186,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         Q: Equivalent<K> + ?Sized,
     {
         let shard = self.shard(hash);
-        if self.reorders {
+        if self.policy.reorders_on_read() {
             sync::write(shard).reorder(hash as u32, key, now);
         }
         sync::read(shard).get(hash as u32, key, now).map(read)
@@ -366,11 +363,9 @@ impl<K: Hash + Eq, T> Memory<K, T> {
                 listener(key, value, cause);
             }
         }
-        if leavings.len() > 0 {
-            let many = leavings.len();
-            drop(leavings);
-            tidy::after(many);
-        }
+        let many = leavings.len();
+        drop(leavings);
+        tidy::after(many);
     }
 
     /// What an entry of so much weight takes of the bound; too much for 32 bits is the largest

@@ -161,12 +161,12 @@ impl<K, T> Table<K, T> {
     #[inline]
     pub(super) fn insert(&mut self, slot: Slot<K, T>) -> u32 {
         let at = self.part(slot.hash);
-        let part = &mut self.parts[at];
+        let part = &self.parts[at];
         if part.0.is_empty() {
-            *part = Part::with_groups(part.grown(self.books.meant));
-            self.books.widest = self.books.widest.max(part.0.len());
+            // Nothing is there to be moved.
+            self.remake(at, part.grown(self.books.meant));
         }
-        let (group, way) = part.insert(slot);
+        let (group, way) = self.parts[at].insert(slot);
         self.books.len += 1;
         self.books.lens[at] += 1;
         position(at, group, way)
@@ -211,26 +211,22 @@ impl<K, T> Table<K, T> {
 
     /// The first entry whose position is `at` or behind it, and its position.
     pub(super) fn entry_from(&self, at: u32) -> Option<(u32, &Slot<K, T>)> {
-        let (first, mut group, mut way) = places(at);
-        for (part, Part(groups)) in self.parts.iter().enumerate().skip(first) {
-            for (at, held) in groups.iter().enumerate().skip(group) {
-                for (way, slot) in held.slots.iter().enumerate().skip(way) {
-                    if let Some(slot) = slot {
-                        return Some((position(part, at, way), slot));
-                    }
-                }
-                way = 0;
-            }
-            (group, way) = (0, 0);
-        }
-        None
+        let (first, group, _) = places(at);
+        let mut parts = self.parts.iter().enumerate().skip(first);
+        parts.find_map(|(part, held)| {
+            let from = if part == first { group } else { 0 };
+            let entries = held.entries_from(from);
+            entries
+                .map(|(group, way, slot)| (position(part, group, way), slot))
+                .find(|(found, _)| *found >= at)
+        })
     }
 
     /// The entry number `number` by positions.
     pub(super) fn nth(&self, mut number: u32) -> Option<(u32, &Slot<K, T>)> {
         for (at, &len) in self.books.lens.iter().enumerate() {
             if number < len {
-                let (group, way, slot) = self.parts[at].entries().nth(number as usize)?;
+                let (group, way, slot) = self.parts[at].entries_from(0).nth(number as usize)?;
                 return Some((position(at, group, way), slot));
             }
             number -= len;
@@ -350,16 +346,17 @@ impl<K, T> Part<K, T> {
         Self((0..groups).map(|_| Group::empty()).collect())
     }
 
-    /// The entries with their groups and ways.
-    fn entries(&self) -> impl Iterator<Item = (usize, usize, &Slot<K, T>)> {
-        self.0.iter().enumerate().flat_map(|(at, group)| {
+    /// The entries from a group on, with their groups and ways.
+    fn entries_from(&self, group: usize) -> impl Iterator<Item = (usize, usize, &Slot<K, T>)> {
+        let groups = self.0.iter().enumerate().skip(group);
+        groups.flat_map(|(at, group)| {
             let slots = group.slots.iter().enumerate();
             slots.filter_map(move |(way, slot)| Some((at, way, slot.as_ref()?)))
         })
     }
 
     fn iter(&self) -> impl Iterator<Item = &Slot<K, T>> {
-        self.0.iter().flat_map(|group| group.slots.iter().flatten())
+        self.entries_from(0).map(|(_, _, slot)| slot)
     }
 
     /// The entry under `hash` for which `is_it` holds, its group and its way.

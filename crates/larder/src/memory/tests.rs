@@ -787,7 +787,7 @@ fn a_read_finds_all_of_a_shard_on_one_cache_line() {
 }
 
 /// What a table takes for each entry beyond key and value: in its shards themselves, and from the
-/// allocator for slots, index and ghosts.
+/// allocator for slots, for what leads to them, and for ghosts.
 fn taken_per_entry(table: &Memory<u64, u64>) -> [f64; 4] {
     let mut taken = [size_of_val(&*table.shards), 0, 0, 0];
     for Locked(shard) in &table.shards {

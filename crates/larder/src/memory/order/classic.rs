@@ -124,7 +124,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::queue;
+    use super::super::Order;
     use super::*;
     use crate::memory::shard::{Inserted, Leavings, Shard};
 
@@ -242,12 +242,11 @@ mod tests {
         let (residents, rounds) = (100, 20_000);
         // Enough parts that they differ in size.
         let mut slots = Table::new(4 * 1408);
-        let mut order = Classic::new(Policy::Random);
+        let mut order = Order::new(Policy::Random, residents);
         for key in 0..residents {
             let at = order.insert(&mut slots, Slot::new(key, (), hash(key), 1, Millis::MAX));
             if let Some(moves) = slots.grow(at) {
-                queue::relink(&mut slots, &moves);
-                order.follow(&moves);
+                order.follow(&mut slots, &moves);
             }
         }
         let mut gone = vec![0_i64; residents as usize];
