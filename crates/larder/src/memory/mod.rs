@@ -37,7 +37,7 @@ use equivalent::Equivalent;
 use foldhash::quality::RandomState;
 
 use self::shard::{Leavings, Shard};
-use self::slot::Slot;
+use self::slot::Entry;
 use self::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
 use self::table::Table;
 use crate::clock::Millis;
@@ -123,6 +123,9 @@ pub(crate) struct Placement {
 pub(crate) struct Memory<K, T> {
     /// A power of two of them.
     shards: Box<[Locked<K, T>]>,
+    /// One less than that. Every read asks for this and the next one.
+    mask: usize,
+    reorders_on_read: bool,
     hasher: RandomState,
     policy: Policy,
     /// In the unit of `made_for`.
@@ -149,6 +152,8 @@ impl<K: Hash + Eq, T> Memory<K, T> {
             shards: (0..shards)
                 .map(|at| Locked(RwLock::new(shard(at))))
                 .collect(),
+            mask: shards - 1,
+            reorders_on_read: policy.reorders_on_read(),
             hasher: RandomState::default(),
             policy,
             limit: AtomicU64::new(bound.limit()),
@@ -172,8 +177,8 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     /// What `read` makes of the value of `key`; `None` if it is not there or its deadline is at
     /// or before `now`.
     ///
-    /// Takes a shared lock, under which `read` runs: it must be quick, and not use this table. LRU
-    /// and LFU take the exclusive lock before that. Allocates nothing.
+    /// Takes a shared lock, under LRU and LFU the exclusive one, under which `read` runs: it must be
+    /// quick, and not use this table. Allocates nothing.
     #[inline]
     pub(crate) fn get<Q, R>(
         &self,
@@ -186,8 +191,9 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         Q: Equivalent<K> + ?Sized,
     {
         let shard = self.shard(hash);
-        if self.policy.reorders_on_read() {
-            sync::write(shard).reorder(hash as u32, key, now);
+        if self.reorders_on_read {
+            let mut shard = sync::write(shard);
+            return shard.get_in_order(hash as u32, key, now).map(read);
         }
         sync::read(shard).get(hash as u32, key, now).map(read)
     }
@@ -221,9 +227,9 @@ impl<K: Hash + Eq, T> Memory<K, T> {
         admit: impl FnOnce(Option<&T>) -> bool,
     ) -> Inserted {
         let charge = Self::charge(self.made_for, place.weight);
-        let slot = Slot::new(key, value, hash as u32, charge, place.dies_at);
+        let entry = Entry::new(key, value, hash as u32, charge, place.dies_at);
         let mut leavings = Leavings::new();
-        let inserted = sync::write(self.shard(hash)).insert(slot, now, admit, &mut leavings);
+        let inserted = sync::write(self.shard(hash)).insert(entry, now, admit, &mut leavings);
         // The lock is free again: what left is dropped by code of its own types.
         self.dismiss(leavings);
         inserted
@@ -344,7 +350,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     pub(crate) fn sweep(&self, now: Millis, at_most: usize) -> usize {
         let (mut left, mut dropped, mut idle) = (at_most, 0, 0);
         while left > 0 && idle < self.shards.len() {
-            let at = self.sweep_at.fetch_add(1, Ordering::Relaxed) & (self.shards.len() - 1);
+            let at = self.sweep_at.fetch_add(1, Ordering::Relaxed) & self.mask;
             let batch = left.min(SWEEP_BATCH as usize) as u32;
             let mut leavings = Leavings::new();
             let looked = sync::write(&self.shards[at].0).sweep(now, batch, &mut leavings);
@@ -383,7 +389,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     /// Shards are chosen by the upper half of the hash; the lower half is the shard's own.
     #[inline]
     fn shard(&self, hash: u64) -> &RwLock<Shard<K, T>> {
-        &self.shards[(hash >> 32) as usize & (self.shards.len() - 1)].0
+        &self.shards[(hash >> 32) as usize & self.mask].0
     }
 
     fn sum(&self, of: impl Fn(&Shard<K, T>) -> u64) -> u64 {

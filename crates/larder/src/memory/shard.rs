@@ -11,7 +11,7 @@ use std::ops::Add;
 use equivalent::Equivalent;
 
 use super::order::{Order, Reason, Room};
-use super::slot::{Read, Slot};
+use super::slot::{Entry, Read, Slot, Standing};
 use super::table::{Moves, Table, in_one_part};
 use crate::clock::Millis;
 use crate::options::{Policy, RemovalCause};
@@ -154,21 +154,23 @@ impl<K, T> Shard<K, T> {
         slot.read(now, self.read)
     }
 
-    /// Notes that `key` is about to be read, for a policy that changes its order then.
-    pub(super) fn reorder<Q>(&mut self, hash: u32, key: &Q, now: Millis)
+    /// The same where [`Policy::reorders_on_read`].
+    pub(super) fn get_in_order<Q>(&mut self, hash: u32, key: &Q, now: Millis) -> Option<&T>
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let found = self.find(hash, key);
-        if let Some((at, _)) = found.filter(|(_, slot)| !slot.is_dead(now)) {
-            self.upkeep.order.reorder(&mut self.slots, at);
+        let at = self.position(hash, key)?;
+        if self.slots[at].is_dead(now) {
+            return None;
         }
+        self.upkeep.order.reorder(&mut self.slots, at);
+        Some(&self.slots[at].value)
     }
 
-    /// Stores `slot`, whose charge is settled, if `admit` agrees.
+    /// Stores `entry`, whose charge is settled, if `admit` agrees.
     pub(super) fn insert(
         &mut self,
-        mut slot: Slot<K, T>,
+        entry: Entry<K, T>,
         now: Millis,
         admit: impl FnOnce(Option<&T>) -> bool,
         leavings: &mut Leavings<K, T>,
@@ -176,48 +178,49 @@ impl<K, T> Shard<K, T> {
     where
         K: Eq,
     {
-        let mut held = self.position(slot.hash, &slot.key);
-        let mut live = held.filter(|&at| !self.slots[at].is_dead(now));
-        if !admit(live.map(|at| &self.slots[at].value)) {
-            leavings.decline(slot);
+        let mut held = self.find(entry.hash, &entry.key);
+        let live = held.filter(|(_, slot)| !slot.is_dead(now));
+        if !admit(live.map(|(_, slot)| &slot.value)) {
+            *leavings.place(None) = Some(entry.slot(Standing::NEW));
             return Inserted::NotAdmitted;
         }
-        if !self.can_hold(&slot) {
+        let mut was_live = live.is_some();
+        let mut at = held.map(|(at, _)| at);
+        if !self.can_hold(&entry) {
             self.upkeep.counters.too_heavy += 1;
-            self.refuse(slot, held, leavings);
+            self.refuse(entry, at, leavings);
             return Inserted::TooHeavy;
         }
         if self.upkeep.policy == Policy::NoEviction {
-            let has_room = self.finds_room(&slot, now, leavings);
+            let has_room = self.finds_room(&entry, now, leavings);
             // The sweep may have taken or moved it.
-            held = self.position(slot.hash, &slot.key);
-            live = held.filter(|&at| !self.slots[at].is_dead(now));
+            held = self.find(entry.hash, &entry.key);
+            was_live = held.is_some_and(|(_, slot)| !slot.is_dead(now));
+            at = held.map(|(at, _)| at);
             if !has_room {
                 self.upkeep.counters.refused += 1;
-                self.refuse(slot, held, leavings);
+                self.refuse(entry, at, leavings);
                 return Inserted::Full;
             }
         }
         self.upkeep.counters.inserted += 1;
-        if held.is_some() {
-            match live {
-                Some(_) => self.upkeep.counters.replaced += 1,
-                None => self.upkeep.counters.expired += 1,
-            }
-        }
-        match held {
-            Some(at) if self.fits_at(at, &slot) => {
-                self.rewrite(at, slot, live.is_some(), leavings);
-                return Inserted::Stored;
-            }
+        let standing = match at {
             Some(at) => {
-                let old = self.take(at);
-                slot.succeed(&old);
-                leavings.keep(old, left_because(live.is_some()));
+                match was_live {
+                    true => self.upkeep.counters.replaced += 1,
+                    false => self.upkeep.counters.expired += 1,
+                }
+                if self.fits_at(at, &entry) {
+                    self.rewrite(at, entry, was_live, leavings);
+                    return Inserted::Stored;
+                }
+                let standing = self.slots[at].standing();
+                self.take(at, leavings.place(Some(left_because(was_live))));
+                standing
             }
-            None => self.enter(&mut slot),
-        }
-        self.place(slot, now, leavings);
+            None => self.enter(&entry),
+        };
+        self.place(entry, standing, now, leavings);
         Inserted::Stored
     }
 
@@ -251,7 +254,9 @@ impl<K, T> Shard<K, T> {
     {
         let at = self.position(hash, key)?;
         self.upkeep.counters.removed += 1;
-        Some(self.take(at))
+        let mut gone = None;
+        self.take(at, &mut gone);
+        gone
     }
 
     /// Takes everything out, to be dropped outside the lock.
@@ -282,7 +287,7 @@ impl<K, T> Shard<K, T> {
                 break;
             };
             self.count(reason);
-            leavings.keep(self.take(at), reason.cause());
+            self.take(at, leavings.place(Some(reason.cause())));
         }
         self.upkeep.quota = quota.max(self.upkeep.weight);
         self.upkeep.order.resize(self.upkeep.quota);
@@ -314,7 +319,7 @@ impl<K, T> Shard<K, T> {
             let slot = &self.slots[at];
             if slot.is_dead(now) {
                 self.upkeep.counters.expired += 1;
-                leavings.keep(self.detach(at), RemovalCause::Expired);
+                self.detach(at, leavings.place(Some(RemovalCause::Expired)));
             } else {
                 self.upkeep.sweep.pass(slot.dies_at());
             }
@@ -327,7 +332,7 @@ impl<K, T> Shard<K, T> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        self.slots.find(hash, |slot| key.equivalent(&slot.key))
+        self.slots.find(hash, |held| key.equivalent(held))
     }
 
     fn position<Q>(&self, hash: u32, key: &Q) -> Option<u32>
@@ -338,18 +343,25 @@ impl<K, T> Shard<K, T> {
     }
 
     /// A charge that does not fit its 32 bits has been cut to the largest number.
-    fn can_hold(&self, slot: &Slot<K, T>) -> bool {
-        slot.charge() < u32::MAX && u64::from(slot.charge()) <= self.upkeep.quota
+    fn can_hold(&self, entry: &Entry<K, T>) -> bool {
+        let charge = entry.charge();
+        charge < u32::MAX && u64::from(charge) <= self.upkeep.quota
     }
 
-    /// Looks for expired entries until there is room for `slot`, which may not displace anybody.
-    fn finds_room(&mut self, slot: &Slot<K, T>, now: Millis, leavings: &mut Leavings<K, T>) -> bool
+    /// Looks for expired entries until there is room for `entry`, which may not displace anybody.
+    fn finds_room(
+        &mut self,
+        entry: &Entry<K, T>,
+        now: Millis,
+        leavings: &mut Leavings<K, T>,
+    ) -> bool
     where
         K: Eq,
     {
-        let fits = |shard: &Self| match shard.position(slot.hash, &slot.key) {
-            Some(at) => shard.fits_at(at, slot),
-            None => shard.has_room(slot.charge()) && shard.slots.can_take(slot.hash),
+        let (hash, charge) = (entry.hash, entry.charge());
+        let fits = |shard: &Self| match shard.position(hash, &entry.key) {
+            Some(at) => shard.fits_at(at, entry),
+            None => shard.has_room(charge) && shard.slots.can_take(hash),
         };
         if !fits(self) {
             self.sweep(now, SWEEP_BEFORE_FULL, leavings);
@@ -357,62 +369,76 @@ impl<K, T> Shard<K, T> {
         fits(self)
     }
 
-    fn refuse(&mut self, slot: Slot<K, T>, held: Option<u32>, leavings: &mut Leavings<K, T>) {
+    fn refuse(&mut self, entry: Entry<K, T>, held: Option<u32>, leavings: &mut Leavings<K, T>) {
         if let Some(at) = held {
             self.upkeep.counters.removed += 1;
-            leavings.keep(self.take(at), RemovalCause::Removed);
+            self.take(at, leavings.place(Some(RemovalCause::Removed)));
         }
-        leavings.decline(slot);
+        *leavings.place(None) = Some(entry.slot(Standing::NEW));
     }
 
-    fn fits_at(&self, at: u32, slot: &Slot<K, T>) -> bool {
-        let others = self.upkeep.weight - u64::from(self.slots[at].charge());
-        others + u64::from(slot.charge()) <= self.upkeep.quota
+    fn fits_at(&self, at: u32, entry: &Entry<K, T>) -> bool {
+        let (old, new) = (self.slots.meta(at).charge(), entry.charge());
+        new <= old || self.upkeep.weight + u64::from(new - old) <= self.upkeep.quota
     }
 
-    /// Puts the value of `slot` where an older one of its key is. The entry keeps its key, its
-    /// place in the queue and its marks: a rewritten value is no more popular than it was.
+    /// Puts the value of `entry` where an older one of its key is. The key stays, and so do its place
+    /// in the queue and its marks: a rewritten value is no more popular than it was.
     fn rewrite(
         &mut self,
         at: u32,
-        mut slot: Slot<K, T>,
+        entry: Entry<K, T>,
         was_live: bool,
         leavings: &mut Leavings<K, T>,
     ) {
+        let (old, new) = (self.slots.meta(at).charge(), entry.charge());
+        if old != new {
+            let upkeep = &mut self.upkeep;
+            upkeep
+                .order
+                .reweigh(&self.slots[at], self.slots.meta(at), new);
+            upkeep.weight = upkeep.weight - u64::from(old) + u64::from(new);
+            self.slots.meta_mut(at).set_charge(new);
+        }
         let held = &mut self.slots[at];
-        self.upkeep.order.reweigh(held, slot.charge());
-        self.upkeep.weight =
-            self.upkeep.weight - u64::from(held.charge()) + u64::from(slot.charge());
-        held.set_charge(slot.charge());
-        held.set_dies_at(slot.dies_at());
-        self.upkeep.sweep.note(at, slot.dies_at());
-        std::mem::swap(&mut held.value, &mut slot.value);
-        leavings.keep(slot, left_because(was_live));
+        held.set_dies_at(entry.dies_at);
+        self.upkeep.sweep.note(at, entry.dies_at);
+        let left = leavings.place(Some(left_because(was_live)));
+        let left = left.insert(entry.slot(Standing::NEW));
+        std::mem::swap(&mut held.value, &mut left.value);
     }
 
     /// Decides where a newcomer stands.
-    fn enter(&mut self, slot: &mut Slot<K, T>) {
-        let room = match self.has_room(slot.charge()) {
+    fn enter(&mut self, entry: &Entry<K, T>) -> Standing {
+        let room = match self.has_room(entry.charge()) {
             true => Room::Free,
             false => Room::Full,
         };
-        self.upkeep.order.enter(&mut self.slots, slot, room);
+        let standing = (self.upkeep.order).enter(&mut self.slots, entry, room);
         self.read = self.upkeep.order.read();
+        standing
     }
 
-    /// Makes room for `slot`, whose key is not held, and stores it.
-    fn place(&mut self, slot: Slot<K, T>, now: Millis, leavings: &mut Leavings<K, T>) {
+    /// Makes room for `entry`, whose key is not held, and stores it.
+    fn place(
+        &mut self,
+        entry: Entry<K, T>,
+        standing: Standing,
+        now: Millis,
+        leavings: &mut Leavings<K, T>,
+    ) {
         if self.upkeep.sweep.soonest <= now {
             self.sweep(now, SWEEP_PER_INSERT, leavings);
         }
+        let (hash, charge) = (entry.hash, entry.charge());
         // One that goes for one that comes leaves the table as full as it was.
         let mut evicted = 0;
-        while !self.has_room(slot.charge()) || !self.slots.can_take(slot.hash) {
+        while !self.has_room(charge) || !self.slots.can_take(hash) {
             let Some((at, reason)) = self.upkeep.order.victim(&mut self.slots, now) else {
                 break;
             };
             self.count(reason);
-            leavings.keep(self.detach(at), reason.cause());
+            self.detach(at, leavings.place(Some(reason.cause())));
             evicted += 1;
             if (2..=SHRUNK_AT_ONCE).contains(&evicted) {
                 self.shrink(at);
@@ -421,9 +447,9 @@ impl<K, T> Shard<K, T> {
         if evicted > SHRUNK_AT_ONCE {
             self.slots.bases().for_each(|at| _ = self.shrink(at));
         }
-        self.upkeep.weight += u64::from(slot.charge());
-        let dies_at = slot.dies_at();
-        let at = self.upkeep.order.insert(&mut self.slots, slot);
+        self.upkeep.weight += u64::from(charge);
+        let dies_at = entry.dies_at;
+        let at = (self.upkeep.order).insert(&mut self.slots, entry, standing);
         self.upkeep.sweep.note(at, dies_at);
         let moves = self.slots.grow(at);
         self.follow(moves);
@@ -440,18 +466,16 @@ impl<K, T> Shard<K, T> {
         self.upkeep.weight + u64::from(charge) <= self.upkeep.quota
     }
 
-    /// Takes an entry out of everything.
-    fn take(&mut self, at: u32) -> Slot<K, T> {
-        let gone = self.detach(at);
+    /// Takes an entry out of everything, to where it is wanted.
+    fn take(&mut self, at: u32, to: &mut Option<Slot<K, T>>) {
+        self.detach(at, to);
         self.shrink(at);
-        gone
     }
 
     /// The same without giving memory back, so that no entry moves.
-    fn detach(&mut self, at: u32) -> Slot<K, T> {
-        let gone = self.upkeep.order.remove(&mut self.slots, at);
+    fn detach(&mut self, at: u32, to: &mut Option<Slot<K, T>>) {
+        let gone = self.upkeep.order.remove(&mut self.slots, at, to);
         self.upkeep.weight -= u64::from(gone.charge());
-        gone
     }
 
     /// Gives memory back where `at` is. Whether entries moved for it.
@@ -468,7 +492,7 @@ impl<K, T> Shard<K, T> {
             return false;
         };
         self.upkeep.order.follow(&mut self.slots, &moves);
-        self.upkeep.sweep.follow(&moves);
+        self.upkeep.sweep.follow(&self.slots, &moves);
         true
     }
 }
@@ -519,17 +543,23 @@ impl Sweep {
         Some(at)
     }
 
-    /// Goes past a slot that is not dead.
+    /// Goes past an entry that dies then.
     fn pass(&mut self, dies_at: Millis) {
         self.soonest_behind = self.soonest_behind.min(dies_at);
     }
 
-    /// Goes on at the first entry that it has not met, if it is in the part that entries moved in. It
-    /// may meet others again; but a part that grows and shrinks for ever does not keep it from its end.
-    fn follow(&mut self, moves: &Moves) {
-        if in_one_part(self.at, moves.base()) {
-            self.at = moves.first_from(self.at);
+    /// Goes on about where it was, if it is in the part that entries moved in. It may meet some again,
+    /// and meets some only in its next round; but a part that grows and shrinks for ever does not keep
+    /// it from its end.
+    fn follow<K, T>(&mut self, slots: &Table<K, T>, moves: &Moves) {
+        if !in_one_part(self.at, moves.base()) {
+            return;
         }
+        let at = moves.as_far_as(self.at);
+        let missed = moves.taken_from(self.at).filter(|new| *new < at);
+        let soonest = missed.map(|new| slots[new].dies_at()).min();
+        self.pass(soonest.unwrap_or(Millis::MAX));
+        self.at = at;
     }
 }
 
@@ -555,44 +585,51 @@ impl Reason {
 #[derive(Debug)]
 pub(super) struct Leavings<K, T> {
     /// The one that most operations leave, without an allocation.
-    first: Option<Leaving<K, T>>,
+    first: Leaving<K, T>,
     rest: Vec<Leaving<K, T>>,
 }
 
-/// An entry that was in the table, and why it is not any more; without a cause, one that never was.
-type Leaving<K, T> = (K, T, Option<RemovalCause>);
+/// What was in the table, and why it is not any more; without a cause, what never was.
+#[derive(Debug)]
+struct Leaving<K, T> {
+    slot: Option<Slot<K, T>>,
+    cause: Option<RemovalCause>,
+}
 
 impl<K, T> Leavings<K, T> {
     pub(super) const fn new() -> Self {
         Self {
-            first: None,
+            first: Leaving {
+                slot: None,
+                cause: None,
+            },
             rest: Vec::new(),
         }
     }
 
-    fn keep(&mut self, slot: Slot<K, T>, cause: RemovalCause) {
-        self.add((slot.key, slot.value, Some(cause)));
-    }
-
-    fn decline(&mut self, slot: Slot<K, T>) {
-        self.add((slot.key, slot.value, None));
-    }
-
-    fn add(&mut self, leaving: Leaving<K, T>) {
-        match self.first {
-            None => self.first = Some(leaving),
-            Some(_) => self.rest.push(leaving),
+    /// The place for one more, which the caller fills at once.
+    #[inline]
+    fn place(&mut self, cause: Option<RemovalCause>) -> &mut Option<Slot<K, T>> {
+        if self.first.slot.is_none() {
+            self.first.cause = cause;
+            return &mut self.first.slot;
         }
+        let at = self.rest.len();
+        self.rest.push(Leaving { slot: None, cause });
+        &mut self.rest[at].slot
     }
 
     pub(super) fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
+        usize::from(self.first.slot.is_some()) + self.rest.len()
     }
 
     /// Those that were in the table.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &T, RemovalCause)> {
-        let all = self.first.iter().chain(&self.rest);
-        all.filter_map(|(key, value, cause)| Some((key, value, (*cause)?)))
+        let all = std::iter::once(&self.first).chain(&self.rest);
+        all.filter_map(|Leaving { slot, cause }| {
+            let slot = slot.as_ref()?;
+            Some((&slot.key, &slot.value, (*cause)?))
+        })
     }
 }
 
@@ -623,27 +660,28 @@ impl<K, T> Shard<K, T> {
 
     /// Compares every part with every other and panics where they disagree.
     pub(super) fn check(&self) {
-        let charges: u64 = self.slots.iter().map(|slot| u64::from(slot.charge())).sum();
-        assert_eq!(
-            charges, self.upkeep.weight,
-            "a shard weighs what its entries weigh"
-        );
         assert!(
             self.upkeep.weight <= self.upkeep.quota,
             "a shard keeps to its quota"
         );
         self.slots.check();
         assert_eq!(self.upkeep.order.check(&self.slots), self.slots.len());
-        let mut next = 0;
+        let (mut next, mut charges) = (0, 0);
         while let Some((at, slot)) = self.slots.entry_from(next) {
             next = at + 1;
-            let found = self.slots.find(slot.hash, |held| std::ptr::eq(held, slot));
+            let meta = self.slots.meta(at);
+            charges += u64::from(meta.charge());
+            let found = (self.slots).find(meta.hash, |held| std::ptr::eq(held, &slot.key));
             assert_eq!(found.map(|(at, _)| at), Some(at), "it is found by its hash");
             assert!(self.upkeep.sweep.soonest <= slot.dies_at());
             assert!(
                 self.upkeep.sweep.at <= at || self.upkeep.sweep.soonest_behind <= slot.dies_at()
             );
         }
+        assert_eq!(
+            charges, self.upkeep.weight,
+            "a shard weighs what its entries weigh"
+        );
         let counted = self.upkeep.counters;
         assert_eq!(
             counted.inserted,

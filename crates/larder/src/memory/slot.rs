@@ -1,29 +1,45 @@
-//! One entry, with all that the table needs to know about it.
+//! One entry, with all that the table needs to know about it: what reads need in one place, and what
+//! only changes need in another, so that more of the first fits the processor's caches.
 
 use std::num::NonZeroU32;
 
-use super::sync::{AtomicU64, Ordering};
+use super::sync::{AtomicU16, Ordering};
 use crate::clock::Millis;
 
 /// The position that stands for "no slot".
 pub(super) const NIL: u32 = u32::MAX;
 
-/// One entry: what the caller gave, and 24 bytes of what the cache needs to know about it.
+/// What a read needs of an entry: what the caller gave, and 8 bytes more.
 #[derive(Debug)]
 pub(super) struct Slot<K, T> {
     pub(super) key: K,
     pub(super) value: T,
-    /// Changed under the exclusive lock, but for what a read leaves.
-    life: AtomicU64,
+    life: Life,
+}
+
+/// What only changes need of an entry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Meta {
     /// The lower half of the key's hash. Kept so that no growth of the table has to call the hasher
-    /// of a user's type, and few lookups its comparison.
+    /// of a user's type.
     pub(super) hash: u32,
+    /// What it takes of the bound, which is at least one.
+    charge: u32,
     /// The neighbour in the queue that entered after this one.
     pub(super) newer: u32,
     /// The neighbour in the queue that entered before this one.
     pub(super) older: u32,
-    /// Never zero, which tells an empty place of the table from a full one.
-    charge: NonZeroU32,
+}
+
+/// An entry on its way into the table.
+#[derive(Debug)]
+pub(super) struct Entry<K, T> {
+    pub(super) key: K,
+    pub(super) value: T,
+    pub(super) dies_at: Millis,
+    /// The lower half of the key's hash.
+    pub(super) hash: u32,
+    charge: u32,
 }
 
 /// Where an entry stands under the default policy.
@@ -35,43 +51,113 @@ pub(super) enum Stand {
     Main,
 }
 
-impl<K, T> Slot<K, T> {
-    /// An entry that stands nowhere yet and was never read, and takes at least one of the bound.
+/// What the policy of an entry knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    stand: Stand,
+    history: u16,
+}
+
+impl Standing {
+    /// That of an entry of which nothing is known.
+    pub(super) const NEW: Self = Self {
+        stand: Stand::Small,
+        history: 0,
+    };
+
+    /// That of one that comes in at `tick`.
+    #[inline]
+    pub(super) fn entered(stand: Stand, tick: u8) -> Self {
+        let history = Life::number(tick);
+        Self { stand, history }
+    }
+
+    #[inline]
+    pub(super) fn stand(self) -> Stand {
+        self.stand
+    }
+
+    /// How often it was read, where that is counted instead of ticks; 255 is that or more.
+    #[inline]
+    pub(super) fn reads(self) -> u8 {
+        (self.history >> 8) as u8
+    }
+}
+
+impl<K, T> Entry<K, T> {
+    /// One that takes at least one of the bound.
     #[inline]
     pub(super) fn new(key: K, value: T, hash: u32, charge: u32, dies_at: Millis) -> Self {
         Self {
             key,
             value,
-            life: AtomicU64::new(Life::until(dies_at).0),
+            dies_at,
             hash,
-            newer: NIL,
-            older: NIL,
-            charge: at_least_one(charge),
+            charge: charge.max(1),
         }
     }
 
-    /// What this entry takes of the bound.
+    /// What it takes of the bound.
     #[inline]
     pub(super) fn charge(&self) -> u32 {
-        self.charge.get()
+        self.charge
+    }
+
+    /// What only changes need of it, next to `older` in its queue.
+    #[inline]
+    pub(super) fn meta(&self, older: u32) -> Meta {
+        Meta {
+            hash: self.hash,
+            charge: self.charge,
+            newer: NIL,
+            older,
+        }
+    }
+
+    /// What a read needs of it.
+    #[inline]
+    pub(super) fn slot(self, standing: Standing) -> Slot<K, T> {
+        Slot {
+            key: self.key,
+            value: self.value,
+            life: Life::new(self.dies_at, standing),
+        }
+    }
+}
+
+impl Meta {
+    /// That of a place without an entry.
+    pub(super) const VACANT: Self = Self {
+        hash: 0,
+        charge: 0,
+        newer: NIL,
+        older: NIL,
+    };
+
+    #[inline]
+    pub(super) fn charge(&self) -> u32 {
+        self.charge
     }
 
     pub(super) fn set_charge(&mut self, charge: u32) {
-        self.charge = at_least_one(charge);
+        self.charge = charge.max(1);
+    }
+}
+
+impl<K, T> Slot<K, T> {
+    #[inline]
+    pub(super) fn dies_at(&self) -> Millis {
+        self.life.dies_at()
     }
 
     #[inline]
-    pub(super) fn dies_at(&self) -> Millis {
-        self.life().dies_at()
-    }
-
     pub(super) fn set_dies_at(&mut self, dies_at: Millis) {
-        self.set_life(Life::until(dies_at).with(self.life().history()));
+        self.life = Life::new(dies_at, self.standing());
     }
 
     #[inline]
     pub(super) fn is_dead(&self, now: Millis) -> bool {
-        self.life().is_dead(now)
+        self.life.is_dead(now)
     }
 
     /// The value, unless it is dead at `now`, and notes that it was read.
@@ -80,15 +166,14 @@ impl<K, T> Slot<K, T> {
     /// the read an atomic addition; what would not change is not written.
     #[inline]
     pub(super) fn read(&self, now: Millis, read: Read) -> Option<&T> {
-        let life = self.life();
-        if life.is_dead(now) {
+        if self.life.is_dead(now) {
             return None;
         }
-        if (life.history() ^ read.fresh) & read.looked_at != 0 {
-            let mark = life.mark() + u8::from(life.mark() < Life::MARK as u8);
-            let main = life.history() & Life::MAIN;
-            let history = read.fresh & !Life::MARK | u16::from(mark) | main;
-            self.life.store(life.with(history).0, Ordering::Relaxed);
+        let history = self.life.history();
+        if history != read.0 {
+            let mark = history & Life::MARK;
+            let mark = mark + u16::from(mark < Life::MARK);
+            self.life.set_history(read.0 & !Life::MARK | mark);
         }
         Some(&self.value)
     }
@@ -99,12 +184,12 @@ impl<K, T> Slot<K, T> {
     /// How often it was read of late.
     #[inline]
     pub(super) fn mark(&self) -> u8 {
-        self.life().mark()
+        (self.life.history() & Life::MARK) as u8
     }
 
     #[inline]
     pub(super) fn stand(&self) -> Stand {
-        match self.life().history() & Life::MAIN {
+        match self.life.rest & Life::MAIN {
             0 => Stand::Small,
             _ => Stand::Main,
         }
@@ -113,121 +198,107 @@ impl<K, T> Slot<K, T> {
     /// Notes that it is in the main queue now, with so many marks left.
     #[inline]
     pub(super) fn spare(&mut self, mark: u8) {
-        let life = self.life();
-        let touched = life.history() & !(Life::MARK | Life::MAIN);
-        self.set_life(life.with(touched | Life::MAIN | u16::from(mark)));
+        let touched = self.life.history() & !Life::MARK;
+        self.life.set_history(touched | u16::from(mark));
+        self.life.rest |= Life::MAIN;
     }
 
-    /// Notes where and when it comes in.
+    /// What its policy knows of it.
     #[inline]
-    pub(super) fn enter(&mut self, stand: Stand, tick: u8) {
-        let main = match stand {
-            Stand::Small => 0,
-            Stand::Main => Life::MAIN,
-        };
-        self.set_life(self.life().with(main | Life::number(tick)));
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            stand: self.stand(),
+            history: self.life.history(),
+        }
     }
 
     /// The tick of the last read, or of the entrance.
     #[inline]
     pub(super) fn touched_at(&self) -> u8 {
-        (self.life().history() >> 8) as u8
+        (self.life.history() >> 8) as u8
     }
 
-    /// How often it was read, where that is counted instead of ticks; 255 is that or more.
+    /// See [`Standing::reads`].
     #[inline]
     pub(super) fn reads(&self) -> u8 {
-        self.touched_at()
+        self.standing().reads()
     }
 
     pub(super) fn count_read(&mut self) {
         let reads = self.reads().saturating_add(1);
-        self.set_life(self.life().with(Life::number(reads)));
-    }
-
-    /// Takes over what is known of the reads of an older entry of this key.
-    pub(super) fn succeed(&mut self, older: &Self) {
-        self.set_life(self.life().with(older.life().history()));
-    }
-
-    #[inline]
-    fn life(&self) -> Life {
-        Life(self.life.load(Ordering::Relaxed))
-    }
-
-    #[inline]
-    fn set_life(&mut self, life: Life) {
-        self.life.store(life.0, Ordering::Relaxed);
+        self.life.set_history(Life::number(reads));
     }
 }
 
-#[inline]
-fn at_least_one(charge: u32) -> NonZeroU32 {
-    NonZeroU32::new(charge).unwrap_or(NonZeroU32::MIN)
-}
-
-/// What a read leaves in a slot.
+/// What a read leaves in a slot: the history of one that was read often, and just now.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Read {
-    /// The history of an entry of the small queue that was read often and just now.
-    fresh: u16,
-    /// The bits of it that count.
-    looked_at: u16,
-}
+pub(super) struct Read(u16);
 
 impl Read {
-    /// Nothing: the policy does not look at marks.
-    pub(super) const UNMARKED: Self = Self {
-        fresh: 0,
-        looked_at: 0,
-    };
+    /// Nothing, where the policy does not look at marks: no entry has another history then.
+    pub(super) const UNMARKED: Self = Self(0);
 
     /// A higher mark, and the time.
     #[inline]
     pub(super) fn at(tick: u8) -> Self {
-        Self {
-            fresh: Life::number(tick) | Life::MARK,
-            looked_at: !Life::MAIN,
-        }
+        Self(Life::number(tick) | Life::MARK)
     }
 }
 
-/// How long an entry lives, in 48 bits, and what its policy knows of it, in 16.
+/// How long an entry lives, in 47 bits, and what its policy knows of it.
 ///
-/// The time is in milliseconds; they reach 8,900 years from whatever the caller counts from, so there is
+/// The time is in milliseconds; they reach 4,400 years from whatever the caller counts from, so there is
 /// no wrap and no rule for one. The largest stands for "never", and so does every time beyond it.
-///
-/// The history is two bits of marks, one for where the entry stands, and a byte for the time of its last
-/// read or for how many there were.
-#[derive(Clone, Copy, Debug)]
-struct Life(u64);
+#[derive(Debug)]
+struct Life {
+    /// The time above its lower 15 bits, and one more: never zero, which tells an empty place of the
+    /// table from a full one.
+    era: NonZeroU32,
+    /// The lower 15 bits of the time, above one for where the entry stands.
+    rest: u16,
+    /// Two bits of marks, and as the upper byte the time of the last read or how many there were.
+    /// Changed under the exclusive lock, but for what a read leaves.
+    history: AtomicU16,
+}
 
 impl Life {
-    const NEVER: Millis = (1 << 48) - 1;
+    /// The largest whose era fits.
+    const NEVER: Millis = ((u32::MAX as Millis) << Self::REST) - 1;
+    const REST: u32 = 15;
 
-    /// How often a read can raise a mark; Yang et al. use two bits as well.
+    /// Of the rest.
+    const MAIN: u16 = 1;
+
+    /// Of the history: how often a read can raise a mark; Yang et al. use two bits as well.
     const MARK: u16 = 3;
-    const MAIN: u16 = 4;
 
-    /// A life without a history.
     #[inline]
-    fn until(dies_at: Millis) -> Self {
-        Self(dies_at.min(Self::NEVER) << 16)
+    fn new(dies_at: Millis, standing: Standing) -> Self {
+        let dies_at = dies_at.min(Self::NEVER);
+        let era = (dies_at >> Self::REST) as u32;
+        Self {
+            era: NonZeroU32::MIN.saturating_add(era),
+            rest: (dies_at as u16) << 1 | Self::stand(standing.stand),
+            history: AtomicU16::new(standing.history),
+        }
     }
 
     #[inline]
-    fn with(self, history: u16) -> Self {
-        Self(self.0 & !u64::from(u16::MAX) | u64::from(history))
+    fn history(&self) -> u16 {
+        self.history.load(Ordering::Relaxed)
     }
 
     #[inline]
-    fn history(self) -> u16 {
-        self.0 as u16
+    fn set_history(&self, history: u16) {
+        self.history.store(history, Ordering::Relaxed);
     }
 
     #[inline]
-    fn mark(self) -> u8 {
-        (self.history() & Self::MARK) as u8
+    fn stand(stand: Stand) -> u16 {
+        match stand {
+            Stand::Small => 0,
+            Stand::Main => Self::MAIN,
+        }
     }
 
     #[inline]
@@ -236,14 +307,15 @@ impl Life {
     }
 
     #[inline]
-    fn is_dead(self, now: Millis) -> bool {
+    fn is_dead(&self, now: Millis) -> bool {
         // Mostly the first comparison is all.
-        self.0 >> 16 <= now && self.dies_at() <= now
+        u64::from(self.era.get()) <= (now >> Self::REST) + 1 && self.dies_at() <= now
     }
 
     #[inline]
-    fn dies_at(self) -> Millis {
-        match self.0 >> 16 {
+    fn dies_at(&self) -> Millis {
+        let era = u64::from(self.era.get() - 1);
+        match era << Self::REST | u64::from(self.rest >> 1) {
             Self::NEVER => Millis::MAX,
             at => at,
         }
@@ -255,45 +327,49 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn slot(key: u32) -> Slot<u32, ()> {
-        Slot::new(key, (), 0, 1, Millis::MAX)
+    fn slot(key: u32, dies_at: Millis) -> Slot<u32, ()> {
+        Entry::new(key, (), 0, 1, dies_at).slot(Standing::NEW)
     }
 
     #[test]
-    fn a_slot_adds_24_bytes_to_key_and_value() {
-        assert_eq!(size_of::<Slot<u64, u64>>(), 16 + 24);
-        assert_eq!(size_of::<Option<Slot<u64, u64>>>(), 16 + 24);
+    fn an_entry_adds_24_bytes_to_key_and_value() {
+        assert_eq!(size_of::<Slot<u64, u64>>(), 16 + 8);
+        assert_eq!(size_of::<Option<Slot<u64, u64>>>(), 16 + 8);
+        assert_eq!(size_of::<Meta>(), 16);
     }
 
     #[test]
     fn a_slot_is_dead_at_its_deadline_and_not_before() {
-        let slot: Slot<u32, ()> = Slot::new(0, (), 0, 1, 1000);
+        let slot = slot(0, 1000);
         assert!(!slot.is_dead(999));
         assert!(slot.is_dead(1000));
     }
 
     #[test]
     fn a_deadline_out_of_range_is_never_and_not_an_early_one() {
-        for at in [(1 << 48) - 1, 1 << 48, Millis::MAX - 1, Millis::MAX] {
-            let life = Life::until(at);
+        for at in [Life::NEVER, 1 << 48, Millis::MAX - 1, Millis::MAX] {
+            let life = Life::new(at, Standing::NEW);
             assert_eq!(life.dies_at(), Millis::MAX);
             assert!(!life.is_dead(1 << 48));
+            assert!(!life.is_dead(Millis::MAX - 1));
         }
-        assert_eq!(Life::until((1 << 48) - 2).dies_at(), (1 << 48) - 2);
+        let last = Life::NEVER - 1;
+        assert_eq!(Life::new(last, Standing::NEW).dies_at(), last);
+        assert!(Life::new(last, Standing::NEW).is_dead(Millis::MAX));
     }
 
     #[test]
     fn marks_saturate_and_the_rest_of_a_life_stays() {
-        let mut slot = slot(0);
+        let mut slot = slot(0, Millis::MAX);
         slot.set_dies_at(9_000);
-        slot.enter(Stand::Main, 200);
+        slot.life = Life::new(9_000, Standing::entered(Stand::Main, 200));
         assert_eq!((slot.mark(), slot.touched_at()), (0, 200));
         for tick in 0..=255 {
             assert!(slot.read(8_999, Read::at(tick)).is_some());
             assert_eq!(slot.touched_at(), tick);
         }
         assert_eq!((slot.mark(), slot.stand()), (3, Stand::Main));
-        slot.enter(Stand::Small, 7);
+        slot.life = Life::new(9_000, Standing::entered(Stand::Small, 7));
         slot.read(0, Read::at(9));
         let life = (slot.mark(), slot.stand(), slot.touched_at());
         assert_eq!(life, (1, Stand::Small, 9));
@@ -305,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_read_of_a_dead_entry_leaves_nothing_and_neither_does_one_without_marks() {
-        let mut slot = slot(0);
+        let mut slot = slot(0, Millis::MAX);
         slot.set_dies_at(10);
         assert!(slot.read(10, Read::at(4)).is_none());
         assert!(slot.read(9, Read::UNMARKED).is_some());
@@ -314,7 +390,7 @@ mod tests {
 
     #[test]
     fn reads_are_counted_up_to_255() {
-        let mut slot = slot(0);
+        let mut slot = slot(0, Millis::MAX);
         for _ in 0..300 {
             slot.count_read();
         }
@@ -324,7 +400,18 @@ mod tests {
     proptest! {
         #[test]
         fn deadlines_come_back_as_they_were(at in 0..Life::NEVER, history: u16) {
-            prop_assert_eq!(Life::until(at).with(history).dies_at(), at);
+            for stand in [Stand::Main, Stand::Small] {
+                let standing = Standing { stand, history };
+                let mut slot = slot(0, Millis::MAX);
+                slot.life = Life::new(at, standing);
+                prop_assert_eq!((slot.dies_at(), slot.standing()), (at, standing));
+            }
+        }
+
+        #[test]
+        fn a_life_ends_at_its_deadline(at in 0..Life::NEVER, by in -70_000_i64..70_000) {
+            let now = at.saturating_add_signed(by);
+            prop_assert_eq!(Life::new(at, Standing::NEW).is_dead(now), at <= now);
         }
     }
 }

@@ -31,7 +31,7 @@ use super::ghost::Ghost;
 use super::queue::Queue;
 use super::{Reason, Room};
 use crate::clock::Millis;
-use crate::memory::slot::{Slot, Stand};
+use crate::memory::slot::{Entry, Meta, Slot, Stand, Standing};
 use crate::memory::table::{Moves, Table};
 
 /// The small queue begins with one part in so many of the bound, and keeps within these shares.
@@ -109,12 +109,12 @@ impl Adaptive {
     pub(super) fn enter<K, T>(
         &mut self,
         slots: &mut Table<K, T>,
-        slot: &mut Slot<K, T>,
+        entry: &Entry<K, T>,
         room: Room,
-    ) {
-        let charge = u64::from(slot.charge());
+    ) -> Standing {
+        let (hash, charge) = (entry.hash, u64::from(entry.charge()));
         self.pass(charge);
-        let stand = match self.small_ghosts.take(slot.hash) {
+        let stand = match self.small_ghosts.take(hash) {
             Some(went) => {
                 let away = self.tick.wrapping_sub(went);
                 if away < SOON {
@@ -123,7 +123,7 @@ impl Adaptive {
                 self.earned(slots, away)
             }
             None => {
-                if self.main_ghosts.take(slot.hash).is_some() {
+                if self.main_ghosts.take(hash).is_some() {
                     self.set_share(self.share.saturating_sub(charge));
                 }
                 match room {
@@ -135,7 +135,7 @@ impl Adaptive {
         if room == Room::Full {
             self.drift(charge);
         }
-        slot.enter(stand, self.tick);
+        Standing::entered(stand, self.tick)
     }
 
     /// Where a key stands that comes back `away` ticks after the small queue let it go, having been
@@ -184,13 +184,20 @@ impl Adaptive {
     }
 
     #[inline]
-    pub(super) fn insert<K, T>(&mut self, slots: &mut Table<K, T>, slot: Slot<K, T>) -> u32 {
-        self.queue(slot.stand()).insert(slots, slot)
+    pub(super) fn insert<K, T>(
+        &mut self,
+        slots: &mut Table<K, T>,
+        entry: Entry<K, T>,
+        standing: Standing,
+    ) -> u32 {
+        let queue = self.queue(standing.stand());
+        queue.insert(slots, entry, standing)
     }
 
+    /// Takes the entry that these are of out of here, which is no longer in the table.
     #[inline]
-    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, slot: &Slot<K, T>) {
-        self.queue(slot.stand()).remove(slots, slot);
+    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, gone: &Meta, was: Standing) {
+        self.queue(was.stand()).remove(slots, gone);
     }
 
     pub(super) fn follow(&mut self, moves: &Moves) {
@@ -198,8 +205,8 @@ impl Adaptive {
         self.main.follow(moves);
     }
 
-    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, charge: u32) {
-        self.queue(slot.stand()).reweigh(slot.charge(), charge);
+    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, meta: &Meta, charge: u32) {
+        self.queue(slot.stand()).reweigh(meta.charge(), charge);
     }
 
     /// The entry that goes next, still linked; `None` if there is no entry. Where room is the
@@ -216,11 +223,11 @@ impl Adaptive {
                 return Some((at, Reason::Dead));
             }
             let goes = match from {
-                Stand::Small => slot.mark() == 0 && !self.main_takes(slot.charge()),
+                Stand::Small => slot.mark() == 0 && !self.main_takes(slots.meta(at).charge()),
                 Stand::Main => slot.mark() == 0,
             };
             if goes || spared == SPARED_MAX {
-                self.remember(from, slot.hash, slots.len() as usize);
+                self.remember(from, slots.meta(at).hash, slots.len() as usize);
                 return Some((at, Reason::Room));
             }
             self.spare(slots, at);
@@ -328,7 +335,7 @@ mod tests {
         }
 
         fn insert(&mut self, key: u64) {
-            let slot = Slot::new(key, (), hash(key), 1, Millis::MAX);
+            let slot = Entry::new(key, (), hash(key), 1, Millis::MAX);
             let inserted = self.0.insert(slot, 0, |_| true, &mut Leavings::new());
             assert_eq!(inserted, Inserted::Stored);
         }
@@ -622,7 +629,8 @@ mod tests {
     fn a_dead_entry_goes_whatever_its_marks_and_is_not_remembered() {
         let (mut slots, mut order) = (Table::new(10), Adaptive::new(10));
         let entries = [0, 1].map(|key| {
-            let at = order.insert(&mut slots, Slot::new(key, (), hash(key), 1, 50));
+            let entry = Entry::new(key, (), hash(key), 1, 50);
+            let at = order.insert(&mut slots, entry, Standing::NEW);
             slots[at].read(0, Read::at(0));
             at
         });

@@ -7,7 +7,7 @@
 use super::Reason;
 use super::queue::Queue;
 use crate::clock::Millis;
-use crate::memory::slot::Slot;
+use crate::memory::slot::{Entry, Meta, Slot, Standing};
 use crate::memory::table::{Moves, Table};
 use crate::options::Policy;
 
@@ -41,20 +41,27 @@ impl Classic {
         }
     }
 
-    pub(super) fn insert<K, T>(&mut self, slots: &mut Table<K, T>, slot: Slot<K, T>) -> u32 {
-        self.queue(slot.reads()).insert(slots, slot)
+    pub(super) fn insert<K, T>(
+        &mut self,
+        slots: &mut Table<K, T>,
+        entry: Entry<K, T>,
+        standing: Standing,
+    ) -> u32 {
+        let queue = self.queue(standing.reads());
+        queue.insert(slots, entry, standing)
     }
 
-    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, slot: &Slot<K, T>) {
-        self.queue(slot.reads()).remove(slots, slot);
+    /// Takes the entry that these are of out of here, which is no longer in the table.
+    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, gone: &Meta, was: Standing) {
+        self.queue(was.reads()).remove(slots, gone);
     }
 
     pub(super) fn follow(&mut self, moves: &Moves) {
         self.queues.iter_mut().for_each(|queue| queue.follow(moves));
     }
 
-    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, charge: u32) {
-        self.queue(slot.reads()).reweigh(slot.charge(), charge);
+    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, meta: &Meta, charge: u32) {
+        self.queue(slot.reads()).reweigh(meta.charge(), charge);
     }
 
     /// The entry that goes next, still linked. Without eviction none goes for a newcomer, and the
@@ -146,7 +153,7 @@ mod tests {
     }
 
     fn insert(shard: &mut Shard<u64, ()>, key: u64) -> Inserted {
-        let slot = Slot::new(key, (), hash(key), 1, Millis::MAX);
+        let slot = Entry::new(key, (), hash(key), 1, Millis::MAX);
         shard.insert(slot, 0, |_| true, &mut Leavings::new())
     }
 
@@ -179,10 +186,10 @@ mod tests {
                         prop_assert_eq!(insert(&mut shard, key), Inserted::Stored);
                     }
                     _ => {
-                        if policy.reorders_on_read() {
-                            shard.reorder(hash(key), &key, 0);
-                        }
-                        let found = shard.get(hash(key), &key, 0).is_some();
+                        let found = match policy.reorders_on_read() {
+                            true => shard.get_in_order(hash(key), &key, 0).is_some(),
+                            false => shard.get(hash(key), &key, 0).is_some(),
+                        };
                         let read = known.get_mut(&key);
                         prop_assert_eq!(found, read.is_some());
                         if let Some((reads, used, _)) = read {
@@ -222,10 +229,10 @@ mod tests {
     fn without_eviction_what_has_expired_makes_room() {
         let mut shard = Shard::new(Policy::NoEviction, 2, 1);
         for key in 0..2 {
-            let slot = Slot::new(key, (), hash(key), 1, 10);
+            let slot = Entry::new(key, (), hash(key), 1, 10);
             shard.insert(slot, 0, |_| true, &mut Leavings::new());
         }
-        let slot = Slot::new(7, (), hash(7), 1, Millis::MAX);
+        let slot = Entry::new(7, (), hash(7), 1, Millis::MAX);
         let inserted = shard.insert(slot, 10, |_| true, &mut Leavings::new());
         assert_eq!(inserted, Inserted::Stored);
         assert_eq!(keys(&shard), [7]);
@@ -244,7 +251,8 @@ mod tests {
         let mut slots = Table::new(4 * 1408);
         let mut order = Order::new(Policy::Random, residents);
         for key in 0..residents {
-            let at = order.insert(&mut slots, Slot::new(key, (), hash(key), 1, Millis::MAX));
+            let entry = Entry::new(key, (), hash(key), 1, Millis::MAX);
+            let at = order.insert(&mut slots, entry, Standing::NEW);
             if let Some(moves) = slots.grow(at) {
                 order.follow(&mut slots, &moves);
             }

@@ -15,7 +15,7 @@ mod queue;
 
 use self::adaptive::Adaptive;
 use self::classic::Classic;
-use super::slot::{Read, Slot, Stand};
+use super::slot::{Entry, Meta, Read, Slot, Stand, Standing};
 use super::table::{Moves, Table};
 use crate::clock::Millis;
 use crate::options::Policy;
@@ -36,7 +36,7 @@ pub(super) enum Room {
     Full,
 }
 
-/// The order of the entries of one shard. Links and marks lie in the slots.
+/// The order of the entries of one shard. Links and marks lie with the entries.
 #[derive(Debug)]
 pub(super) enum Order {
     Adaptive(Adaptive),
@@ -79,33 +79,45 @@ impl Order {
     pub(super) fn enter<K, T>(
         &mut self,
         slots: &mut Table<K, T>,
-        slot: &mut Slot<K, T>,
+        entry: &Entry<K, T>,
         room: Room,
-    ) {
-        if let Self::Adaptive(order) = self {
-            order.enter(slots, slot, room);
+    ) -> Standing {
+        match self {
+            Self::Adaptive(order) => order.enter(slots, entry, room),
+            Self::Classic(_) => Standing::NEW,
         }
     }
 
-    /// Puts `slot` in the table, which has room for it, and in here as the newest of its kind. Its
+    /// Puts `entry` in the table, which has room for it, and in here as the newest of its kind. Its
     /// position.
     #[inline]
-    pub(super) fn insert<K, T>(&mut self, slots: &mut Table<K, T>, slot: Slot<K, T>) -> u32 {
+    pub(super) fn insert<K, T>(
+        &mut self,
+        slots: &mut Table<K, T>,
+        entry: Entry<K, T>,
+        standing: Standing,
+    ) -> u32 {
         match self {
-            Self::Adaptive(order) => order.insert(slots, slot),
-            Self::Classic(order) => order.insert(slots, slot),
+            Self::Adaptive(order) => order.insert(slots, entry, standing),
+            Self::Classic(order) => order.insert(slots, entry, standing),
         }
     }
 
-    /// Takes the entry at `at` out of here and out of the table.
+    /// Takes the entry at `at` out of here, and out of the table to where it is wanted.
     #[inline]
-    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, at: u32) -> Slot<K, T> {
-        let slot = slots.remove(at);
+    pub(super) fn remove<K, T>(
+        &mut self,
+        slots: &mut Table<K, T>,
+        at: u32,
+        to: &mut Option<Slot<K, T>>,
+    ) -> Meta {
+        let was = slots[at].standing();
+        let gone = slots.remove(at, to);
         match self {
-            Self::Adaptive(order) => order.remove(slots, &slot),
-            Self::Classic(order) => order.remove(slots, &slot),
+            Self::Adaptive(order) => order.remove(slots, &gone, was),
+            Self::Classic(order) => order.remove(slots, &gone, was),
         }
-        slot
+        gone
     }
 
     /// Follows entries to where they moved.
@@ -117,11 +129,11 @@ impl Order {
         }
     }
 
-    /// Notes that the charge of the linked entry `slot` becomes `charge`.
-    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, charge: u32) {
+    /// Notes that the charge of a linked entry, of which these are the parts, becomes `charge`.
+    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, meta: &Meta, charge: u32) {
         match self {
-            Self::Adaptive(order) => order.reweigh(slot, charge),
-            Self::Classic(order) => order.reweigh(slot, charge),
+            Self::Adaptive(order) => order.reweigh(slot, meta, charge),
+            Self::Classic(order) => order.reweigh(slot, meta, charge),
         }
     }
 

@@ -1,6 +1,6 @@
-//! Entries in the order in which they came: a doubly linked list whose links lie in the slots.
+//! Entries in the order in which they came: a doubly linked list whose links lie with the entries.
 
-use crate::memory::slot::{NIL, Slot};
+use crate::memory::slot::{Entry, Meta, NIL, Standing};
 use crate::memory::table::{Moves, Table};
 
 /// The ends of a queue. Links rather than a ring, because entries also leave from the middle
@@ -31,35 +31,46 @@ impl Queue {
         self.weight
     }
 
-    /// Puts `slot` in the table, which has room for it, and in here as the newest. Its position.
+    /// Puts `entry` in the table, which has room for it, and in here as the newest. Its position.
     #[inline]
-    pub(super) fn insert<K, T>(&mut self, slots: &mut Table<K, T>, mut slot: Slot<K, T>) -> u32 {
-        (slot.newer, slot.older) = (NIL, self.newest);
-        let charge = slot.charge();
-        let at = slots.insert(slot);
-        self.lead(slots, at, charge);
+    pub(super) fn insert<K, T>(
+        &mut self,
+        slots: &mut Table<K, T>,
+        entry: Entry<K, T>,
+        standing: Standing,
+    ) -> u32 {
+        let meta = entry.meta(self.newest);
+        let at = slots.insert(entry.slot(standing), meta);
+        self.lead(slots, at, meta.charge());
         at
     }
 
-    /// Takes `slot`, which was in this queue and is no longer in the table, out of here.
+    /// Takes the entry that `gone` is of out of here. It was in this queue, and is no longer in the table.
     #[inline]
-    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, slot: &Slot<K, T>) {
-        self.close(slots, (slot.newer, slot.older), slot.charge());
+    pub(super) fn remove<K, T>(&mut self, slots: &mut Table<K, T>, gone: &Meta) {
+        self.weight -= u64::from(gone.charge());
+        match gone.newer {
+            NIL => self.newest = gone.older,
+            newer => slots.meta_mut(newer).older = gone.older,
+        }
+        match gone.older {
+            NIL => self.oldest = gone.newer,
+            older => slots.meta_mut(older).newer = gone.newer,
+        }
     }
 
     /// Puts the entry at `at`, which is in no queue, in as the newest.
     pub(super) fn link<K, T>(&mut self, slots: &mut Table<K, T>, at: u32) {
-        let slot = &mut slots[at];
-        (slot.newer, slot.older) = (NIL, self.newest);
-        let charge = slot.charge();
+        let meta = slots.meta_mut(at);
+        (meta.newer, meta.older) = (NIL, self.newest);
+        let charge = meta.charge();
         self.lead(slots, at, charge);
     }
 
     /// Takes the entry at `at`, which is in this queue, out of it.
     pub(super) fn unlink<K, T>(&mut self, slots: &mut Table<K, T>, at: u32) {
-        let slot = &slots[at];
-        let (neighbours, charge) = ((slot.newer, slot.older), slot.charge());
-        self.close(slots, neighbours, charge);
+        let meta = *slots.meta(at);
+        self.remove(slots, &meta);
     }
 
     /// Makes an entry that knows its neighbours the newest for them as well.
@@ -68,21 +79,7 @@ impl Queue {
         self.weight += u64::from(charge);
         match std::mem::replace(&mut self.newest, at) {
             NIL => self.oldest = at,
-            second => slots[second].newer = at,
-        }
-    }
-
-    /// Makes the neighbours of one that goes those of each other.
-    #[inline]
-    fn close<K, T>(&mut self, slots: &mut Table<K, T>, (newer, older): (u32, u32), charge: u32) {
-        self.weight -= u64::from(charge);
-        match newer {
-            NIL => self.newest = older,
-            newer => slots[newer].older = older,
-        }
-        match older {
-            NIL => self.oldest = newer,
-            older => slots[older].newer = newer,
+            second => slots.meta_mut(second).newer = at,
         }
     }
 
@@ -109,16 +106,15 @@ impl Queue {
 /// Mends the links of all that moved, in whatever queue they are, and of their neighbours.
 pub(super) fn relink<K, T>(slots: &mut Table<K, T>, moves: &Moves) {
     for at in moves.taken() {
-        let slot = &mut slots[at];
-        let (newer, older) = (slot.newer, slot.older);
-        slot.newer = moves.to(newer);
-        slot.older = moves.to(older);
+        let meta = slots.meta_mut(at);
+        let (newer, older) = (meta.newer, meta.older);
+        (meta.newer, meta.older) = (moves.to(newer), moves.to(older));
         // A neighbour that moved as well sees to its own links.
         if newer != NIL && moves.moved(newer).is_none() {
-            slots[newer].older = at;
+            slots.meta_mut(newer).older = at;
         }
         if older != NIL && moves.moved(older).is_none() {
-            slots[older].newer = at;
+            slots.meta_mut(older).newer = at;
         }
     }
 }
@@ -129,12 +125,12 @@ impl Queue {
     pub(super) fn check<K, T>(&self, slots: &Table<K, T>) -> Vec<u32> {
         let (mut at, mut newer, mut weight, mut seen) = (self.newest, NIL, 0, Vec::new());
         while at != NIL {
-            let slot = &slots[at];
-            assert_eq!(slot.newer, newer, "links agree in both directions");
-            weight += u64::from(slot.charge());
+            let meta = slots.meta(at);
+            assert_eq!(meta.newer, newer, "links agree in both directions");
+            weight += u64::from(meta.charge());
             seen.push(at);
             newer = at;
-            at = slot.older;
+            at = meta.older;
         }
         assert_eq!(self.oldest, newer, "the oldest entry ends the queue");
         assert_eq!(self.weight, weight, "a queue weighs what its entries weigh");
