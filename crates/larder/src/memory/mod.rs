@@ -177,8 +177,8 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     /// What `read` makes of the value of `key`; `None` if it is not there or its deadline is at
     /// or before `now`.
     ///
-    /// Takes a shared lock, under LRU and LFU the exclusive one, under which `read` runs: it must be
-    /// quick, and not use this table. Allocates nothing.
+    /// Takes a shared lock, under which `read` runs: it must be quick, and not use this table. LRU
+    /// and LFU take the exclusive lock before that. Allocates nothing.
     #[inline]
     pub(crate) fn get<Q, R>(
         &self,
@@ -192,8 +192,7 @@ impl<K: Hash + Eq, T> Memory<K, T> {
     {
         let shard = self.shard(hash);
         if self.reorders_on_read {
-            let mut shard = sync::write(shard);
-            return shard.get_in_order(hash as u32, key, now).map(read);
+            sync::write(shard).reorder(hash as u32, key, now);
         }
         sync::read(shard).get(hash as u32, key, now).map(read)
     }

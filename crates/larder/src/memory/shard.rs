@@ -145,7 +145,7 @@ impl<K, T> Shard<K, T> {
     }
 
     /// The live value of `key`. Leaves a mark that it was read.
-    #[inline]
+    #[inline(always)]
     pub(super) fn get<Q>(&self, hash: u32, key: &Q, now: Millis) -> Option<&T>
     where
         Q: Equivalent<K> + ?Sized,
@@ -154,17 +154,15 @@ impl<K, T> Shard<K, T> {
         slot.read(now, self.read)
     }
 
-    /// The same where [`Policy::reorders_on_read`].
-    pub(super) fn get_in_order<Q>(&mut self, hash: u32, key: &Q, now: Millis) -> Option<&T>
+    /// Notes that `key` is about to be read, for a policy that changes its order then.
+    pub(super) fn reorder<Q>(&mut self, hash: u32, key: &Q, now: Millis)
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let at = self.position(hash, key)?;
-        if self.slots[at].is_dead(now) {
-            return None;
+        let found = self.find(hash, key);
+        if let Some((at, _)) = found.filter(|(_, slot)| !slot.is_dead(now)) {
+            self.upkeep.order.reorder(&mut self.slots, at);
         }
-        self.upkeep.order.reorder(&mut self.slots, at);
-        Some(&self.slots[at].value)
     }
 
     /// Stores `entry`, whose charge is settled, if `admit` agrees.

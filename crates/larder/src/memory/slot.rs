@@ -9,12 +9,14 @@ use crate::clock::Millis;
 /// The position that stands for "no slot".
 pub(super) const NIL: u32 = u32::MAX;
 
-/// What a read needs of an entry: what the caller gave, and 8 bytes more.
+/// What a read needs of an entry: what the caller gave, and 8 bytes more. What it looks at first lies
+/// together; the value may be large.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Slot<K, T> {
     pub(super) key: K,
-    pub(super) value: T,
     life: Life,
+    pub(super) value: T,
 }
 
 /// What only changes need of an entry.
@@ -119,8 +121,8 @@ impl<K, T> Entry<K, T> {
     pub(super) fn slot(self, standing: Standing) -> Slot<K, T> {
         Slot {
             key: self.key,
-            value: self.value,
             life: Life::new(self.dies_at, standing),
+            value: self.value,
         }
     }
 }
@@ -171,9 +173,7 @@ impl<K, T> Slot<K, T> {
         }
         let history = self.life.history();
         if history != read.0 {
-            let mark = history & Life::MARK;
-            let mark = mark + u16::from(mark < Life::MARK);
-            self.life.set_history(read.0 & !Life::MARK | mark);
+            self.life.note(history, read);
         }
         Some(&self.value)
     }
@@ -231,11 +231,11 @@ impl<K, T> Slot<K, T> {
 }
 
 /// What a read leaves in a slot: the history of one that was read often, and just now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Read(u16);
 
 impl Read {
-    /// Nothing, where the policy does not look at marks: no entry has another history then.
+    /// Nothing: the policy does not look at marks.
     pub(super) const UNMARKED: Self = Self(0);
 
     /// A higher mark, and the time.
@@ -291,6 +291,17 @@ impl Life {
     #[inline]
     fn set_history(&self, history: u16) {
         self.history.store(history, Ordering::Relaxed);
+    }
+
+    /// Notes a read of an entry with this history. Few reads find that there is anything to note.
+    #[inline(never)]
+    fn note(&self, history: u16, read: Read) {
+        if read == Read::UNMARKED {
+            return;
+        }
+        let mark = history & Self::MARK;
+        let mark = mark + u16::from(mark < Self::MARK);
+        self.set_history(read.0 & !Self::MARK | mark);
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::probe::{Probe, Story, possible_stand_in, probe, state_of};
+use super::probe::{Probe, Reply, Story, possible_stand_in, probe, state_of};
 use super::sources::{note_held, note_memory_alone};
 use crate::answer::Loaded;
 use crate::cache::Inner;
@@ -35,11 +35,12 @@ where
 {
     let hash = cache.memory.hash(key);
     let mark = cache.fence.mark(hash);
-    let (probed, noted) = probe_aside(cache, hash, key);
+    let mut reply = Reply::nothing(Reason::NotInMemory);
+    let (probed, noted) = probe_aside(cache, hash, key, &mut reply);
     let reason = match probed {
-        Probe::Refresh(reply) if reply.story.state == State::Stale => Reason::Refreshing,
+        Probe::Refresh if reply.story.state == State::Stale => Reason::Refreshing,
         // Nothing refreshes it in the background, and it is not yet time to wait for a load.
-        Probe::Serve(reply) | Probe::Refresh(reply) => {
+        Probe::Serve | Probe::Refresh => {
             if let Some(value) = answer(reply.value) {
                 scope::extend(noted);
                 cache.exit(hash, key, &reply.story);
@@ -96,13 +97,18 @@ where
 
 /// Looks in memory. What there is to note waits for whoever serves it: what a load renews is not made
 /// of what it renewed.
-fn probe_aside<K, V, Q>(cache: &Inner<K, V>, hash: u64, key: &Q) -> (Probe<V>, Inherited)
+fn probe_aside<K, V, Q>(
+    cache: &Inner<K, V>,
+    hash: u64,
+    key: &Q,
+    reply: &mut Reply<V>,
+) -> (Probe, Inherited)
 where
     K: CacheKey,
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
-    let probe = || probe(cache, &Read::PLAIN, hash, key);
+    let mut probe = || probe(cache, &Read::PLAIN, hash, key, reply);
     if scope::is_open() {
         scope::inherit_now(probe)
     } else {

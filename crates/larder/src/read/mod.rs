@@ -61,14 +61,12 @@ where
     Q: AsKey<K> + ?Sized,
 {
     let hash = cache.memory.hash(key);
-    let reply = match probe(cache, &Read::PLAIN, hash, key) {
-        Probe::Serve(reply) | Probe::Refresh(reply) => reply,
-        Probe::Fetch(Reason::Suspect) => unverified_in_memory(cache, key),
-        Probe::Fetch(reason) => Reply {
-            value: None,
-            story: Story::missing(reason),
-        },
-    };
+    let mut reply = Reply::nothing(Reason::NotInMemory);
+    match probe(cache, &Read::PLAIN, hash, key, &mut reply) {
+        Probe::Serve | Probe::Refresh => {}
+        Probe::Fetch(Reason::Suspect) => reply = unverified_in_memory(cache, key),
+        Probe::Fetch(reason) => reply.story.reason = reason,
+    }
     if reply.story.entry.is_none() {
         note_absence(cache, key);
     }
@@ -91,8 +89,9 @@ where
         read
     };
     let hash = cache.memory.hash(key);
-    let reason = match probe(cache, read, hash, key) {
-        Probe::Serve(reply) | Probe::Refresh(reply) => {
+    let mut reply = Reply::nothing(Reason::NotInMemory);
+    let reason = match probe(cache, read, hash, key, &mut reply) {
+        Probe::Serve | Probe::Refresh => {
             cache.exit(hash, key, &reply.story);
             return Ok(reply);
         }
@@ -134,18 +133,19 @@ where
         read
     };
     let hash = cache.memory.hash(key);
-    let reason = match probe(cache, read, hash, key) {
+    let mut reply = Reply::nothing(Reason::NotInMemory);
+    let reason = match probe(cache, read, hash, key, &mut reply) {
         // A cached "absent" is no answer for a loader that always has a value.
-        Probe::Serve(reply) | Probe::Refresh(reply)
+        Probe::Serve | Probe::Refresh
             if reply.value.is_none() && Seeking::of::<V, A>() == Seeking::Value =>
         {
             Reason::TooOld
         }
-        Probe::Serve(reply) => {
+        Probe::Serve => {
             cache.exit(hash, key, &reply.story);
             return answer::<V, A>(reply);
         }
-        Probe::Refresh(reply) => {
+        Probe::Refresh => {
             refresh(cache, read.tiers, hash, key, reply.story.entry, load);
             cache.exit(hash, key, &reply.story);
             return answer::<V, A>(reply);
@@ -250,9 +250,10 @@ where
     let (mut missed, mut refreshing) = (Vec::new(), Vec::new());
     for (at, key) in keys.iter().enumerate() {
         let hash = cache.memory.hash(key);
-        let reply = match probe(cache, read, hash, key) {
-            Probe::Serve(reply) => reply,
-            Probe::Refresh(reply) => {
+        let mut reply = Reply::nothing(Reason::NotInMemory);
+        match probe(cache, read, hash, key, &mut reply) {
+            Probe::Serve => {}
+            Probe::Refresh => {
                 refreshing.extend(board_refresh(
                     cache,
                     read.tiers,
@@ -261,7 +262,6 @@ where
                     reply.story.entry,
                     token,
                 ));
-                reply
             }
             Probe::Fetch(reason) => {
                 let call = Call {
@@ -275,7 +275,7 @@ where
                 values.push(Ok(None));
                 continue;
             }
-        };
+        }
         cache.exit(hash, key, &reply.story);
         values.push(Ok(reply.value));
     }

@@ -34,6 +34,15 @@ pub(crate) struct Story {
     pub entry: Option<Lived>,
 }
 
+impl<V> Reply<V> {
+    /// The answer of a read that found nothing.
+    #[inline]
+    pub(super) fn nothing(reason: Reason) -> Self {
+        let (value, story) = (None, Story::missing(reason));
+        Self { value, story }
+    }
+}
+
 impl Story {
     /// The story of a read that found nothing.
     pub(super) fn missing(reason: Reason) -> Self {
@@ -60,17 +69,27 @@ impl Story {
 }
 
 /// What the probe of memory says.
-pub(super) enum Probe<V> {
-    Serve(Reply<V>),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Probe {
+    Serve,
     /// Serve it, and refresh it in the background.
-    Refresh(Reply<V>),
+    Refresh,
     /// Look further.
     Fetch(Reason),
 }
 
 /// Looks in memory. One probe under a shared lock; nothing is allocated.
+///
+/// What is to be served is in `reply`, written in place: an answer that is passed back is moved at every
+/// step, and a move of what was just written in smaller pieces waits for all of them.
 #[inline]
-pub(super) fn probe<K, V, Q>(cache: &Inner<K, V>, read: &Read, hash: u64, key: &Q) -> Probe<V>
+pub(super) fn probe<K, V, Q>(
+    cache: &Inner<K, V>,
+    read: &Read,
+    hash: u64,
+    key: &Q,
+    reply: &mut Reply<V>,
+) -> Probe
 where
     K: CacheKey,
     V: Send + Sync + 'static,
@@ -85,10 +104,9 @@ where
     }
     let mut probed = Probe::Fetch(Reason::NotInMemory);
     let (mut sources, mut prolongs) = (None, false);
-    // Written in place: an answer that is passed back through the table is moved at every step.
     cache.memory.get(hash, key, now, |held| {
         let standing = cache.fence.standing(held, now);
-        probed = verdict(held, standing, now, read, cache.rules.early);
+        probed = verdict(held, standing, now, read, cache.rules.early, reply);
         if cache.rules.sliding.is_some() && !matches!(probed, Probe::Fetch(_)) {
             prolongs = sliding::is_due(held, now);
         }
@@ -114,24 +132,26 @@ fn verdict<V>(
     now: Millis,
     read: &Read,
     early: Early,
-) -> Probe<V> {
-    let reply = |state, reason| Reply {
-        value: held.value.clone(),
-        story: Story::of(held, Origin::Memory, state, reason),
-    };
-    match policy::decide(&held.times, standing, now, read.max_stale) {
+    reply: &mut Reply<V>,
+) -> Probe {
+    let (probed, state, reason) = match policy::decide(&held.times, standing, now, read.max_stale) {
         Decision::Serve if !early.is_off() && is_due(held, early, now) => {
-            Probe::Refresh(reply(State::Fresh, Reason::Refreshing))
+            (Probe::Refresh, State::Fresh, Reason::Refreshing)
         }
-        Decision::Serve => Probe::Serve(reply(State::Fresh, Reason::InMemory)),
-        Decision::ServeStale => Probe::Serve(reply(State::Stale, Reason::Throttled)),
-        Decision::ServeAndRefresh => Probe::Refresh(reply(State::Stale, Reason::Refreshing)),
-        Decision::Fetch | Decision::Forget => Probe::Fetch(match standing {
-            Standing::Current => Reason::TooOld,
-            Standing::Suspect => Reason::Suspect,
-            Standing::Gone => Reason::Invalidated,
-        }),
-    }
+        Decision::Serve => (Probe::Serve, State::Fresh, Reason::InMemory),
+        Decision::ServeStale => (Probe::Serve, State::Stale, Reason::Throttled),
+        Decision::ServeAndRefresh => (Probe::Refresh, State::Stale, Reason::Refreshing),
+        Decision::Fetch | Decision::Forget => {
+            return Probe::Fetch(match standing {
+                Standing::Current => Reason::TooOld,
+                Standing::Suspect => Reason::Suspect,
+                Standing::Gone => Reason::Invalidated,
+            });
+        }
+    };
+    reply.value.clone_from(&held.value);
+    reply.story = Story::of(held, Origin::Memory, state, reason);
+    probed
 }
 
 fn is_due<V>(held: &Held<V>, early: Early, now: Millis) -> bool {
@@ -212,9 +232,6 @@ where
             let story = Story::of(&held, Origin::Memory, State::Fresh, Reason::Suspect);
             Reply { value, story }
         }
-        None => Reply {
-            value: None,
-            story: Story::missing(Reason::Suspect),
-        },
+        None => Reply::nothing(Reason::Suspect),
     }
 }
