@@ -82,6 +82,7 @@ mod sampler;
 mod scope;
 mod sliding;
 mod stats;
+mod stripes;
 mod sync;
 mod tags;
 mod tasks;

@@ -1,7 +1,8 @@
 //! Counters of one cache, striped over threads so that counting a hit costs no shared cache line.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::stripes::{STRIPES, Stripe};
 
 /// What is counted. Each read ends as exactly one of the kinds that [`CacheStats`] calls reads.
 #[derive(Clone, Copy, Debug)]
@@ -31,22 +32,21 @@ pub(crate) enum Count {
 }
 
 const KINDS: usize = Count::NotProlonged as usize + 1;
-const STRIPES: usize = 16;
 
-/// One stripe, on cache lines of its own.
+/// Those of one stripe, on cache lines of its own.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Stripe([AtomicU64; KINDS]);
+struct Striped([AtomicU64; KINDS]);
 
 /// The counters of one cache.
 #[derive(Debug)]
 pub(crate) struct Counters {
-    stripes: Box<[Stripe]>,
+    stripes: Box<[Striped]>,
 }
 
 impl Counters {
     pub(crate) fn new() -> Self {
-        let stripe = || Stripe([const { AtomicU64::new(0) }; KINDS]);
+        let stripe = || Striped([const { AtomicU64::new(0) }; KINDS]);
         Self {
             stripes: (0..STRIPES).map(|_| stripe()).collect(),
         }
@@ -59,7 +59,8 @@ impl Counters {
 
     #[inline]
     pub(crate) fn add(&self, kind: Count, amount: u64) {
-        self.stripes[stripe_of_thread()].0[kind as usize].fetch_add(amount, Relaxed);
+        let stripe = Stripe::of_thread();
+        stripe.add(&self.stripes[stripe.number()].0[kind as usize], amount);
     }
 
     fn sum(&self, kind: Count) -> u64 {
@@ -96,26 +97,6 @@ impl Counters {
             ..CacheStats::default()
         }
     }
-}
-
-thread_local! {
-    /// The stripe of this thread, counted from one; zero until it has one.
-    static MINE: Cell<usize> = const { Cell::new(0) };
-}
-
-/// The stripe of this thread: threads take them in turn.
-#[inline]
-fn stripe_of_thread() -> usize {
-    let mine = MINE.get();
-    (if mine == 0 { take_stripe() } else { mine }) % STRIPES
-}
-
-#[cold]
-fn take_stripe() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let mine = NEXT.fetch_add(1, Relaxed) % STRIPES + 1;
-    MINE.set(mine);
-    mine
 }
 
 /// What one cache did since it was built. All counts are totals.

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use larder::{Cache, Larder};
@@ -81,6 +82,55 @@ fn a_stale_value_is_loaded_anew_and_stands_in_for_a_while_for_a_load_that_fails(
     assert_eq!(*cache.get_or_load_in_memory(&7, never).unwrap(), 2);
     clock.advance(Duration::from_secs(2 * 3600));
     assert!(cache.get_or_load_in_memory(&7, failed).is_err());
+}
+
+/// Nobody is served with it, so a load may take its time.
+#[test]
+fn a_stale_value_that_is_loaded_anew_is_not_held_by_its_reader() {
+    let (larder, clock) = larder_testkit::larder("test");
+    let cache = larder.cache("squares").ttl("10s").grace("1h");
+    let cache: Cache<u64, u64> = cache.in_memory().unwrap();
+    cache.set_in_memory(7, 1).unwrap();
+    let held = Arc::downgrade(&cache.get_in_memory(&7).unwrap());
+    clock.advance(Duration::from_secs(11));
+    let load = || {
+        cache.invalidate_in_memory(&7);
+        assert_eq!(held.strong_count(), 0);
+        io::Result::Ok(2)
+    };
+    assert_eq!(*cache.get_or_load_in_memory(&7, load).unwrap(), 2);
+}
+
+/// What memory has and does not serve is neither given nor counted as a hit.
+#[test]
+fn a_look_at_memory_counts_as_what_it_gave() {
+    let (larder, clock) = larder_testkit::larder("test");
+    let cache = larder
+        .cache("squares")
+        .ttl("10s")
+        .grace("1m")
+        .stale_on_error("1h");
+    let cache: Cache<u64, u64> = cache.in_memory().unwrap();
+    let looked = |seconds| {
+        clock.advance(Duration::from_secs(seconds));
+        let before = cache.stats();
+        let value = cache.get_in_memory(&7).map(|value| *value);
+        let after = cache.stats();
+        let counted = [
+            after.hits_memory - before.hits_memory,
+            after.stale - before.stale,
+            after.misses - before.misses,
+        ];
+        (value, counted)
+    };
+    assert_eq!(looked(0), (None, [0, 0, 1]), "nothing is there");
+    cache.set_in_memory(7, 49).unwrap();
+    assert_eq!(looked(9), (Some(49), [1, 0, 0]), "fresh");
+    assert_eq!(looked(2), (Some(49), [0, 1, 0]), "within grace");
+    assert_eq!(looked(70), (None, [0, 0, 1]), "behind it");
+    cache.set_in_memory(7, 49).unwrap();
+    cache.clear_in_memory();
+    assert_eq!(looked(0), (None, [0, 0, 1]), "cleared");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! Memory      picks a shard by the upper half of the hash, locks it, drops what leaves it
 //!  └ Shard    find, insert, remove, evict, sweep                              shard.rs
 //!     ├ Table    the entries by their hashes, in parts that grow one by one   table.rs
-//!     │  └ Slot     an entry with its links, marks and deadline               slot.rs
+//!     │  ├ Slot     of an entry, what reads need: key, value, deadline, marks  slot.rs
+//!     │  └ Meta     what only changes need: hash, charge, links
 //!     └ Order    which entry goes                                             order/
 //! ```
 //!

@@ -179,7 +179,7 @@ impl<K, T> Shard<K, T> {
         let mut held = self.find(entry.hash, &entry.key);
         let live = held.filter(|(_, slot)| !slot.is_dead(now));
         if !admit(live.map(|(_, slot)| &slot.value)) {
-            *leavings.place(None) = Some(entry.slot(Standing::NEW));
+            *leavings.vacant(None) = Some(entry.slot(Standing::NEW));
             return Inserted::NotAdmitted;
         }
         let mut was_live = live.is_some();
@@ -213,7 +213,7 @@ impl<K, T> Shard<K, T> {
                     return Inserted::Stored;
                 }
                 let standing = self.slots[at].standing();
-                self.take(at, leavings.place(Some(left_because(was_live))));
+                self.take(at, leavings.vacant(Some(left_because(was_live))));
                 standing
             }
             None => self.enter(&entry),
@@ -261,8 +261,8 @@ impl<K, T> Shard<K, T> {
     pub(super) fn clear(&mut self) -> Table<K, T> {
         let slots = self.slots.take();
         self.upkeep.counters.removed += u64::from(slots.len());
+        // What a read leaves is settled when the first entry comes.
         self.upkeep.order = Order::new(self.upkeep.policy, self.upkeep.quota);
-        self.read = self.upkeep.order.read();
         self.upkeep.sweep = Sweep::NOTHING_DIES;
         self.upkeep.weight = 0;
         slots
@@ -285,7 +285,7 @@ impl<K, T> Shard<K, T> {
                 break;
             };
             self.count(reason);
-            self.take(at, leavings.place(Some(reason.cause())));
+            self.take(at, leavings.vacant(Some(reason.cause())));
         }
         self.upkeep.quota = quota.max(self.upkeep.weight);
         self.upkeep.order.resize(self.upkeep.quota);
@@ -317,7 +317,7 @@ impl<K, T> Shard<K, T> {
             let slot = &self.slots[at];
             if slot.is_dead(now) {
                 self.upkeep.counters.expired += 1;
-                self.detach(at, leavings.place(Some(RemovalCause::Expired)));
+                self.detach(at, leavings.vacant(Some(RemovalCause::Expired)));
             } else {
                 self.upkeep.sweep.pass(slot.dies_at());
             }
@@ -370,9 +370,9 @@ impl<K, T> Shard<K, T> {
     fn refuse(&mut self, entry: Entry<K, T>, held: Option<u32>, leavings: &mut Leavings<K, T>) {
         if let Some(at) = held {
             self.upkeep.counters.removed += 1;
-            self.take(at, leavings.place(Some(RemovalCause::Removed)));
+            self.take(at, leavings.vacant(Some(RemovalCause::Removed)));
         }
-        *leavings.place(None) = Some(entry.slot(Standing::NEW));
+        *leavings.vacant(None) = Some(entry.slot(Standing::NEW));
     }
 
     fn fits_at(&self, at: u32, entry: &Entry<K, T>) -> bool {
@@ -401,7 +401,7 @@ impl<K, T> Shard<K, T> {
         let held = &mut self.slots[at];
         held.set_dies_at(entry.dies_at);
         self.upkeep.sweep.note(at, entry.dies_at);
-        let left = leavings.place(Some(left_because(was_live)));
+        let left = leavings.vacant(Some(left_because(was_live)));
         let left = left.insert(entry.slot(Standing::NEW));
         std::mem::swap(&mut held.value, &mut left.value);
     }
@@ -436,7 +436,7 @@ impl<K, T> Shard<K, T> {
                 break;
             };
             self.count(reason);
-            self.detach(at, leavings.place(Some(reason.cause())));
+            self.detach(at, leavings.vacant(Some(reason.cause())));
             evicted += 1;
             if (2..=SHRUNK_AT_ONCE).contains(&evicted) {
                 self.shrink(at);
@@ -607,7 +607,7 @@ impl<K, T> Leavings<K, T> {
 
     /// The place for one more, which the caller fills at once.
     #[inline]
-    fn place(&mut self, cause: Option<RemovalCause>) -> &mut Option<Slot<K, T>> {
+    fn vacant(&mut self, cause: Option<RemovalCause>) -> &mut Option<Slot<K, T>> {
         if self.first.slot.is_none() {
             self.first.cause = cause;
             return &mut self.first.slot;

@@ -128,7 +128,7 @@ impl<K, T> Entry<K, T> {
 }
 
 impl Meta {
-    /// That of a place without an entry.
+    /// That of a place that never had an entry.
     pub(super) const VACANT: Self = Self {
         hash: 0,
         charge: 0,
@@ -256,15 +256,15 @@ struct Life {
     era: NonZeroU32,
     /// The lower 15 bits of the time, above one for where the entry stands.
     rest: u16,
-    /// Two bits of marks, and as the upper byte the time of the last read or how many there were.
-    /// Changed under the exclusive lock, but for what a read leaves.
+    /// Two bits of marks, zeros, and as the upper byte the time of the last read or how many there
+    /// were. Changed under the exclusive lock, but for what a read leaves.
     history: AtomicU16,
 }
 
 impl Life {
     /// The largest whose era fits.
-    const NEVER: Millis = ((u32::MAX as Millis) << Self::REST) - 1;
-    const REST: u32 = 15;
+    const NEVER: Millis = ((u32::MAX as Millis) << Self::REST_BITS) - 1;
+    const REST_BITS: u32 = 15;
 
     /// Of the rest.
     const MAIN: u16 = 1;
@@ -275,7 +275,7 @@ impl Life {
     #[inline]
     fn new(dies_at: Millis, standing: Standing) -> Self {
         let dies_at = dies_at.min(Self::NEVER);
-        let era = (dies_at >> Self::REST) as u32;
+        let era = (dies_at >> Self::REST_BITS) as u32;
         Self {
             era: NonZeroU32::MIN.saturating_add(era),
             rest: (dies_at as u16) << 1 | Self::stand(standing.stand),
@@ -320,13 +320,13 @@ impl Life {
     #[inline]
     fn is_dead(&self, now: Millis) -> bool {
         // Mostly the first comparison is all.
-        u64::from(self.era.get()) <= (now >> Self::REST) + 1 && self.dies_at() <= now
+        u64::from(self.era.get()) <= (now >> Self::REST_BITS) + 1 && self.dies_at() <= now
     }
 
     #[inline]
     fn dies_at(&self) -> Millis {
         let era = u64::from(self.era.get() - 1);
-        match era << Self::REST | u64::from(self.rest >> 1) {
+        match era << Self::REST_BITS | u64::from(self.rest >> 1) {
             Self::NEVER => Millis::MAX,
             at => at,
         }

@@ -199,13 +199,15 @@ impl<K, T> Table<K, T> {
         Some(self.remake(at, groups))
     }
 
-    /// Moves the entry at `at`, which is there, to where it is wanted.
+    /// Takes the entry at `at` out, which is there. What reads need of it goes to `to`, in which there is
+    /// nothing; what only changes need is returned.
     #[inline]
     pub(super) fn remove(&mut self, at: u32, to: &mut Option<Slot<K, T>>) -> Meta {
         let (part, group, way) = places(at);
         let book = &mut self.books.parts[part];
         let meta = book.metas[group][way];
         *to = self.parts[part].remove(group, way, meta.hash);
+        debug_assert!(to.is_some(), "{ALIVE}");
         book.len -= 1;
         self.books.len -= 1;
         meta
@@ -598,9 +600,10 @@ impl Moves {
     /// The position as far from the beginning of the part as `at` was, which is in it. Most entries that
     /// were behind the one are behind the other.
     pub(super) fn as_far_as(&self, at: u32) -> u32 {
-        let group = (at - self.base) as usize >> WAY_BITS;
-        let scaled = (group * self.groups).checked_div(self.to.len() >> WAY_BITS);
-        self.base + (scaled.unwrap_or(0) << WAY_BITS) as u32
+        let group = u64::from((at - self.base) >> WAY_BITS);
+        let (groups, were) = (self.groups as u64, self.to.len() as u64 >> WAY_BITS);
+        let scaled = (group * groups).checked_div(were).unwrap_or(0);
+        self.base + ((scaled as u32) << WAY_BITS)
     }
 
     /// The first position of the part.
@@ -715,6 +718,26 @@ mod tests {
         for key in 0..10 {
             assert!(find(&table, hash_of(key), key).is_some());
         }
+    }
+
+    #[test]
+    fn a_position_in_a_part_that_grew_is_as_far_from_its_beginning() {
+        let mut table = Sample::with_parts(2, 20);
+        let mut grown = 0;
+        for key in 0..2_000 {
+            let part = table.part(hash_of(key));
+            let before = table.parts[part].0.len();
+            let (_, Some(moves)) = insert(&mut table, hash_of(key), key) else {
+                continue;
+            };
+            let after = table.parts[part].0.len();
+            for group in 0..before {
+                let as_far = position(part, group * after / before, 0);
+                assert_eq!(moves.as_far_as(position(part, group, 3)), as_far);
+            }
+            grown += 1;
+        }
+        assert!(grown > 10, "{grown}");
     }
 
     /// One comes and one goes, over and over, with any number of entries that a part is meant for.

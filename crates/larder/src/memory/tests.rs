@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use proptest::prelude::*;
 
@@ -90,7 +90,7 @@ fn step(keys: u64) -> impl Strategy<Value = Step> {
         8 => (0..keys, ttl()).prop_map(|(key, ttl)| Step::Update { key, ttl }),
         8 => (0..keys).prop_map(Step::Remove),
         1 => Just(Step::Clear),
-        5 => (0..40usize).prop_map(Step::Sweep),
+        5 => prop_oneof![3 => 0..40usize, 1 => Just(usize::MAX)].prop_map(Step::Sweep),
         1 => (0..=10u64).prop_map(Step::Resize),
         10 => (0..60u64).prop_map(Step::Pass),
     ]
@@ -105,6 +105,8 @@ type Known = HashMap<u64, (u64, Millis)>;
 /// map, so that it cannot come back unnoticed.
 struct Pair {
     table: Memory<u64, u64>,
+    /// What its listener was told of, by cause.
+    told: Arc<Mutex<HashMap<RemovalCause, u64>>>,
     model: Known,
     /// Whether the bound is so wide that the table must hold all the map holds.
     roomy: bool,
@@ -114,8 +116,14 @@ struct Pair {
 
 impl Pair {
     fn new(bound: Bound, policy: Policy, shards: usize, roomy: bool) -> Self {
+        let told = Arc::new(Mutex::new(HashMap::new()));
+        let tell = Arc::clone(&told);
+        let listener: Listener<u64, u64> = Box::new(move |_, _, cause| {
+            *tell.lock().unwrap().entry(cause).or_default() += 1;
+        });
         Self {
-            table: Memory::with_shards(bound, policy, shards),
+            table: Memory::with_shards(bound, policy, shards).with_listener(Some(listener)),
+            told,
             model: HashMap::new(),
             roomy,
             now: 0,
@@ -145,6 +153,9 @@ impl Pair {
                 assert!(dropped <= at_most);
                 let expired = self.table.counters().expired - before.expired;
                 assert_eq!(dropped as u64, expired);
+                if at_most == usize::MAX {
+                    self.check_that_none_is_dead();
+                }
             }
             Step::Resize(tenths) if !self.roomy => {
                 let limit = self.table.made_for.limit() * tenths / 10;
@@ -157,7 +168,22 @@ impl Pair {
         if self.roomy {
             assert_eq!(self.table.counters().evicted, 0);
         }
+        self.check_what_was_told();
         self.table.check();
+    }
+
+    fn check_what_was_told(&self) {
+        let (told, counted) = (self.told.lock().unwrap(), self.table.counters());
+        let of = |cause| told.get(&cause).copied().unwrap_or(0);
+        assert_eq!(of(RemovalCause::Expired), counted.expired);
+        assert_eq!(of(RemovalCause::Evicted), counted.evicted);
+        assert_eq!(of(RemovalCause::Replaced), counted.replaced);
+        assert_eq!(of(RemovalCause::Removed), counted.removed);
+    }
+
+    fn check_that_none_is_dead(&self) {
+        let mut walk = Walk::default();
+        while (self.table).walk(&mut walk, |seen| assert!(seen.dies_at > self.now)) {}
     }
 
     fn live(&self, key: u64) -> Option<u64> {
@@ -548,25 +574,38 @@ fn a_sweep_finds_every_expired_entry_and_no_other() {
     table.check();
 }
 
-/// Also if its only part grows and shrinks again before they have got through it, wherever its entries
-/// lie.
+/// Also if parts grow and shrink again before they have got through them, wherever entries lie.
 #[test]
-fn inserts_drop_what_expired_from_a_part_that_never_rests() {
-    for _ in 0..50 {
-        let table = Memory::with_shards(Bound::Entries(1_408), Policy::Adaptive, 1);
-        for key in 0..1_000u64 {
+fn inserts_drop_what_expired_from_parts_that_never_rest() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for round in 0..60 {
+        let few = round < 30;
+        let (staying, coming) = match few {
+            true => (1_000, 400),
+            false => (random.u64(5..3_000), random.u64(1..3_000)),
+        };
+        let bound = Bound::Entries((staying + coming) * 4 / 3);
+        let table = Memory::with_shards(bound, Policy::Adaptive, 1);
+        for key in 0..staying {
             let dies_at = if key % 10 == 0 { 100 } else { Millis::MAX };
             table.put(key, key, Placement { weight: 0, dies_at }, 0);
         }
-        for _ in 0..4 {
-            let others = 1_000..1_400;
+        // Each insert looks at four entries, and some are looked at more than once.
+        for _ in 0..(staying / coming + 4) {
+            let others = staying..staying + coming;
             others
                 .clone()
                 .for_each(|key| _ = table.put(key, 0, FOREVER, 200));
             others.for_each(|key| _ = table.remove(table.hash(&key), &key));
         }
-        let counted = table.counters();
-        assert_eq!((counted.expired, counted.evicted), (100, 0));
+        let (counted, dead) = (table.counters(), staying.div_ceil(10));
+        assert_eq!(
+            (counted.expired, counted.evicted),
+            (dead, 0),
+            "{staying} {coming}"
+        );
         table.check();
     }
 }
@@ -592,6 +631,50 @@ fn a_sweep_without_end_ends_when_it_knows_that_nothing_is_dead() {
         assert!(looked < 25_000, "{looked}");
         assert_eq!(shard.len(), left);
         assert_eq!(shard.sweep(now, 50_000, &mut leavings), 0);
+    }
+}
+
+/// The sweep that makes room takes the dead entry of the very key that comes.
+#[test]
+fn without_eviction_a_heavier_value_takes_the_place_of_a_dead_one() {
+    let each = overhead::<u64, u64>();
+    let bound = Bound::Bytes(4 * each + 100);
+    let table = Memory::<u64, u64>::with_shards(bound, Policy::NoEviction, 1);
+    let dying = Placement {
+        weight: 0,
+        dies_at: 10,
+    };
+    table.put(0, 0, dying, 0);
+    for key in 1..4 {
+        table.put(key, key, FOREVER, 0);
+    }
+    assert_eq!(table.put(0, 7, weighing(101), 10), Inserted::Full);
+    assert_eq!(table.put(0, 7, weighing(100), 10), Inserted::Stored);
+    assert_eq!((table.look(&0, 10), table.len()), (Some(7), 4));
+    table.check();
+}
+
+#[test]
+fn a_lighter_value_makes_the_table_lighter() {
+    let table = made::<u64, u64>(Bound::Bytes(1 << 20));
+    table.put(0, 0, weighing(1_000), 0);
+    let before = table.weight();
+    table.put(0, 1, weighing(10), 0);
+    assert_eq!(before - table.weight(), 990);
+    table.check();
+}
+
+#[test]
+fn a_read_keeps_an_entry_where_the_least_recently_used_goes() {
+    for policy in [Policy::Lru, Policy::Lfu] {
+        let table = Memory::with_shards(Bound::Entries(2), policy, 1);
+        for key in [0, 1] {
+            table.put(key, key, FOREVER, 0);
+        }
+        assert_eq!(table.look(&0, 0), Some(0));
+        table.put(2, 2, FOREVER, 0);
+        let left = [0, 1, 2].map(|key| table.look(&key, 0).is_some());
+        assert_eq!(left, [true, false, true], "{policy:?}");
     }
 }
 

@@ -38,7 +38,11 @@ where
     let mut reply = Reply::nothing(Reason::NotInMemory);
     let (probed, noted) = probe_aside(cache, hash, key, &mut reply);
     let reason = match probed {
-        Probe::Refresh if reply.story.state == State::Stale => Reason::Refreshing,
+        Probe::Refresh if reply.story.state == State::Stale => {
+            // Nobody is served with it, so that it may go while the load runs.
+            reply.value = None;
+            Reason::Refreshing
+        }
         // Nothing refreshes it in the background, and it is not yet time to wait for a load.
         Probe::Serve | Probe::Refresh => {
             if let Some(value) = answer(reply.value) {

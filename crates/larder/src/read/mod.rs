@@ -65,7 +65,7 @@ where
     match probe(cache, &Read::PLAIN, hash, key, &mut reply) {
         Probe::Serve | Probe::Refresh => {}
         Probe::Fetch(Reason::Suspect) => reply = unverified_in_memory(cache, key),
-        Probe::Fetch(reason) => reply.story.reason = reason,
+        Probe::Fetch(_) => {}
     }
     if reply.story.entry.is_none() {
         note_absence(cache, key);
@@ -89,13 +89,15 @@ where
         read
     };
     let hash = cache.memory.hash(key);
-    let mut reply = Reply::nothing(Reason::NotInMemory);
-    let reason = match probe(cache, read, hash, key, &mut reply) {
-        Probe::Serve | Probe::Refresh => {
-            cache.exit(hash, key, &reply.story);
-            return Ok(reply);
+    let reason = {
+        let mut reply = Reply::nothing(Reason::NotInMemory);
+        match probe(cache, read, hash, key, &mut reply) {
+            Probe::Serve | Probe::Refresh => {
+                cache.exit(hash, key, &reply.story);
+                return Ok(reply);
+            }
+            Probe::Fetch(reason) => reason,
         }
-        Probe::Fetch(reason) => reason,
     };
     let call = Call {
         cache,
@@ -133,24 +135,26 @@ where
         read
     };
     let hash = cache.memory.hash(key);
-    let mut reply = Reply::nothing(Reason::NotInMemory);
-    let reason = match probe(cache, read, hash, key, &mut reply) {
-        // A cached "absent" is no answer for a loader that always has a value.
-        Probe::Serve | Probe::Refresh
-            if reply.value.is_none() && Seeking::of::<V, A>() == Seeking::Value =>
-        {
-            Reason::TooOld
+    let reason = {
+        let mut reply = Reply::nothing(Reason::NotInMemory);
+        match probe(cache, read, hash, key, &mut reply) {
+            // A cached "absent" is no answer for a loader that always has a value.
+            Probe::Serve | Probe::Refresh
+                if reply.value.is_none() && Seeking::of::<V, A>() == Seeking::Value =>
+            {
+                Reason::TooOld
+            }
+            Probe::Serve => {
+                cache.exit(hash, key, &reply.story);
+                return answer::<V, A>(reply);
+            }
+            Probe::Refresh => {
+                refresh(cache, read.tiers, hash, key, reply.story.entry, load);
+                cache.exit(hash, key, &reply.story);
+                return answer::<V, A>(reply);
+            }
+            Probe::Fetch(reason) => reason,
         }
-        Probe::Serve => {
-            cache.exit(hash, key, &reply.story);
-            return answer::<V, A>(reply);
-        }
-        Probe::Refresh => {
-            refresh(cache, read.tiers, hash, key, reply.story.entry, load);
-            cache.exit(hash, key, &reply.story);
-            return answer::<V, A>(reply);
-        }
-        Probe::Fetch(reason) => reason,
     };
     let call = Call {
         cache,
