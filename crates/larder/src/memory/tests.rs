@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use proptest::prelude::*;
 
@@ -119,7 +119,8 @@ impl Pair {
         let told = Arc::new(Mutex::new(HashMap::new()));
         let tell = Arc::clone(&told);
         let listener: Listener<u64, u64> = Box::new(move |_, _, cause| {
-            *tell.lock().unwrap().entry(cause).or_default() += 1;
+            let mut told = tell.lock().unwrap_or_else(PoisonError::into_inner);
+            *told.entry(cause).or_default() += 1;
         });
         Self {
             table: Memory::with_shards(bound, policy, shards).with_listener(Some(listener)),
@@ -173,7 +174,10 @@ impl Pair {
     }
 
     fn check_what_was_told(&self) {
-        let (told, counted) = (self.told.lock().unwrap(), self.table.counters());
+        let (told, counted) = (
+            self.told.lock().unwrap_or_else(PoisonError::into_inner),
+            self.table.counters(),
+        );
         let of = |cause| told.get(&cause).copied().unwrap_or(0);
         assert_eq!(of(RemovalCause::Expired), counted.expired);
         assert_eq!(of(RemovalCause::Evicted), counted.evicted);
