@@ -176,10 +176,10 @@ impl<K, T> Shard<K, T> {
     where
         K: Eq,
     {
-        let mut held = self.find(entry.hash, &entry.key);
+        let held = self.find(entry.hash, &entry.key);
         let live = held.filter(|(_, slot)| !slot.is_dead(now));
         if !admit(live.map(|(_, slot)| &slot.value)) {
-            *leavings.vacant(None) = Some(entry.slot(Standing::NEW));
+            leavings.decline(entry);
             return Inserted::NotAdmitted;
         }
         let mut was_live = live.is_some();
@@ -192,7 +192,7 @@ impl<K, T> Shard<K, T> {
         if self.upkeep.policy == Policy::NoEviction {
             let has_room = self.finds_room(&entry, now, leavings);
             // The sweep may have taken or moved it.
-            held = self.find(entry.hash, &entry.key);
+            let held = self.find(entry.hash, &entry.key);
             was_live = held.is_some_and(|(_, slot)| !slot.is_dead(now));
             at = held.map(|(at, _)| at);
             if !has_room {
@@ -372,7 +372,7 @@ impl<K, T> Shard<K, T> {
             self.upkeep.counters.removed += 1;
             self.take(at, leavings.vacant(Some(RemovalCause::Removed)));
         }
-        *leavings.vacant(None) = Some(entry.slot(Standing::NEW));
+        leavings.decline(entry);
     }
 
     fn fits_at(&self, at: u32, entry: &Entry<K, T>) -> bool {
@@ -392,9 +392,7 @@ impl<K, T> Shard<K, T> {
         let (old, new) = (self.slots.meta(at).charge(), entry.charge());
         if old != new {
             let upkeep = &mut self.upkeep;
-            upkeep
-                .order
-                .reweigh(&self.slots[at], self.slots.meta(at), new);
+            upkeep.order.reweigh(self.slots[at].standing(), old, new);
             upkeep.weight = upkeep.weight - u64::from(old) + u64::from(new);
             self.slots.meta_mut(at).set_charge(new);
         }
@@ -603,6 +601,10 @@ impl<K, T> Leavings<K, T> {
             },
             rest: Vec::new(),
         }
+    }
+
+    fn decline(&mut self, entry: Entry<K, T>) {
+        *self.vacant(None) = Some(entry.slot(Standing::NEW));
     }
 
     /// The place for one more, which the caller fills at once.

@@ -142,7 +142,7 @@ impl Meta {
     }
 
     pub(super) fn set_charge(&mut self, charge: u32) {
-        self.charge = charge.max(1);
+        self.charge = charge;
     }
 }
 

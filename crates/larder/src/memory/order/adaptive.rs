@@ -31,7 +31,7 @@ use super::ghost::Ghost;
 use super::queue::Queue;
 use super::{Reason, Room};
 use crate::clock::Millis;
-use crate::memory::slot::{Entry, Meta, Slot, Stand, Standing};
+use crate::memory::slot::{Entry, Meta, Stand, Standing};
 use crate::memory::table::{Moves, Table};
 
 /// The small queue begins with one part in so many of the bound, and keeps within these shares.
@@ -205,8 +205,9 @@ impl Adaptive {
         self.main.follow(moves);
     }
 
-    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, meta: &Meta, charge: u32) {
-        self.queue(slot.stand()).reweigh(meta.charge(), charge);
+    pub(super) fn reweigh(&mut self, standing: Standing, old_charge: u32, new_charge: u32) {
+        let queue = self.queue(standing.stand());
+        queue.reweigh(old_charge, new_charge);
     }
 
     /// The entry that goes next, still linked; `None` if there is no entry. Where room is the
@@ -319,7 +320,7 @@ mod tests {
 
     use super::*;
     use crate::memory::shard::{Inserted, Leavings, Shard};
-    use crate::memory::slot::Read;
+    use crate::memory::slot::{Read, Slot};
     use crate::options::Policy;
 
     /// A shard bounded in entries, as the policy sees it: keys without values or deadlines.
@@ -335,8 +336,8 @@ mod tests {
         }
 
         fn insert(&mut self, key: u64) {
-            let slot = Entry::new(key, (), hash(key), 1, Millis::MAX);
-            let inserted = self.0.insert(slot, 0, |_| true, &mut Leavings::new());
+            let entry = Entry::new(key, (), hash(key), 1, Millis::MAX);
+            let inserted = self.0.insert(entry, 0, |_| true, &mut Leavings::new());
             assert_eq!(inserted, Inserted::Stored);
         }
 

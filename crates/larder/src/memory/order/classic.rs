@@ -7,7 +7,7 @@
 use super::Reason;
 use super::queue::Queue;
 use crate::clock::Millis;
-use crate::memory::slot::{Entry, Meta, Slot, Standing};
+use crate::memory::slot::{Entry, Meta, Standing};
 use crate::memory::table::{Moves, Table};
 use crate::options::Policy;
 
@@ -60,8 +60,9 @@ impl Classic {
         self.queues.iter_mut().for_each(|queue| queue.follow(moves));
     }
 
-    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, meta: &Meta, charge: u32) {
-        self.queue(slot.reads()).reweigh(meta.charge(), charge);
+    pub(super) fn reweigh(&mut self, standing: Standing, old_charge: u32, new_charge: u32) {
+        let queue = self.queue(standing.reads());
+        queue.reweigh(old_charge, new_charge);
     }
 
     /// The entry that goes next, still linked. Without eviction none goes for a newcomer, and the
@@ -153,8 +154,8 @@ mod tests {
     }
 
     fn insert(shard: &mut Shard<u64, ()>, key: u64) -> Inserted {
-        let slot = Entry::new(key, (), hash(key), 1, Millis::MAX);
-        shard.insert(slot, 0, |_| true, &mut Leavings::new())
+        let entry = Entry::new(key, (), hash(key), 1, Millis::MAX);
+        shard.insert(entry, 0, |_| true, &mut Leavings::new())
     }
 
     fn keys(shard: &Shard<u64, ()>) -> Vec<u64> {

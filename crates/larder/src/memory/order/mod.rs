@@ -129,11 +129,11 @@ impl Order {
         }
     }
 
-    /// Notes that the charge of a linked entry, of which these are the parts, becomes `charge`.
-    pub(super) fn reweigh<K, T>(&mut self, slot: &Slot<K, T>, meta: &Meta, charge: u32) {
+    /// Notes that the charge of a linked entry, which stands like this, changes.
+    pub(super) fn reweigh(&mut self, standing: Standing, old_charge: u32, new_charge: u32) {
         match self {
-            Self::Adaptive(order) => order.reweigh(slot, meta, charge),
-            Self::Classic(order) => order.reweigh(slot, meta, charge),
+            Self::Adaptive(order) => order.reweigh(standing, old_charge, new_charge),
+            Self::Classic(order) => order.reweigh(standing, old_charge, new_charge),
         }
     }
 
