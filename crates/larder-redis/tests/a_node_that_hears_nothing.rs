@@ -166,6 +166,8 @@ async fn a_listener_that_the_server_cuts_off_finds_what_it_missed() {
     assert_eq!(listeners, writer_alone);
     scene.deaf.process().cont_signal().unwrap();
     assert_eq!(scene.deaf.load_after(&token, "k").await, newest);
+    // It may believe for a moment yet that all is well.
+    scene.deaf.until("distrusts", |times| times > 0).await;
     scene.deaf.until_well().await;
     assert_eq!(scene.deaf.load("k").await, newest);
 }

@@ -172,6 +172,8 @@ pub(crate) struct FillGuard<K: Send + Sync + 'static, V: Send + Sync + 'static> 
     max_stale: Option<Duration>,
     /// Whether what this process has heard is not enough: the lowest tier has to be asked.
     unheard: bool,
+    /// Whether what nobody can be asked about will not do.
+    is_strict: bool,
 }
 
 impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
@@ -203,6 +205,7 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
             shown: None,
             max_stale: None,
             unheard: false,
+            is_strict: false,
         }
     }
 
@@ -274,6 +277,17 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
         self
     }
 
+    /// Takes nothing for an answer that nobody could be asked about, if that will not do.
+    pub(crate) fn strict(mut self, is_strict: bool) -> Self {
+        self.is_strict = is_strict;
+        self
+    }
+
+    /// Whether what nobody can be asked about will not do.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.is_strict || self.unheard
+    }
+
     /// Whether what this process has heard is not enough.
     pub(crate) fn is_unheard(&self) -> bool {
         self.unheard
@@ -329,9 +343,10 @@ impl<K: Send + Sync + 'static, V: Send + Sync + 'static> FillGuard<K, V> {
         self.suspect.take()
     }
 
-    /// The entry in memory that stands in for tiers which cannot be asked.
+    /// The entry in memory that stands in for tiers which cannot be asked, where that will do.
     pub(crate) fn unverified(&mut self) -> Option<Held<V>> {
-        self.suspect.take_if(|_| !self.lowest_answered)
+        let will_do = !self.lowest_answered && !self.is_strict();
+        self.suspect.take_if(|_| will_do)
     }
 
     pub(crate) fn holds_lease(&self, depth: usize) -> bool {

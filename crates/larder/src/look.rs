@@ -116,7 +116,8 @@ where
         let (answered, mut rest): (Vec<_>, _) =
             fills.into_iter().partition(FillGuard::was_answered);
         fills = answered;
-        let believing = cache.rules.isolation == Isolation::Serve && !unheard;
+        let strict = rest.iter().any(FillGuard::is_strict);
+        let believing = cache.rules.isolation == Isolation::Serve && !strict;
         for depth in (0..lowest).filter(|_| believing) {
             let seen = look_at(&cache, depth, rest, seeking, budget).await;
             rest = seen.missed;

@@ -523,7 +523,8 @@ impl Read {
 
     /// Reads no older state than the invalidation or write left behind that gave `token`, wherever
     /// it was made. If this process has not heard of it yet, the read waits for it, and after the
-    /// tier budget asks the tiers below memory.
+    /// tier budget asks the tiers below memory. It is never served what nobody could be asked about,
+    /// as [`Isolation::Serve`] would.
     pub fn after(self, token: Token) -> Self {
         Self {
             after: Some(token),

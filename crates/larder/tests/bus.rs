@@ -286,6 +286,105 @@ async fn with_nobody_to_ask_suspects_are_served_and_counted_or_loaded_as_the_cac
     }
 }
 
+/// A later message was heard, but one that came before it was not: what that was, nobody can be asked.
+#[tokio::test]
+async fn with_nobody_to_ask_suspects_are_not_served_behind_a_token() {
+    for how in ["get", "get in memory", "load", "batch"] {
+        let fleet = Fleet::new();
+        let (_a, _, at_a) = joined(fleet.process()).await;
+        let (b, _, at_b) = joined(fleet.process()).await;
+        in_memory(&at_b, 1).await;
+        forge(&fleet.bus, "nobody can read this").await;
+        let token = at_a.invalidate(&50).await.unwrap().token().unwrap();
+        let heard = || b.bus().unwrap().unreadable == 1 && b.bus().unwrap().heard > 0;
+        until("both came, and nothing is missing", || {
+            heard() && b.bus().unwrap().healthy
+        })
+        .await;
+        let down = StoreFault::Fail(StoreErrorKind::Unavailable);
+        fleet.store.inject(Operation::ALL, down);
+        let plain = at_b.get(&1).await.unwrap();
+        assert_eq!(plain.as_deref(), Some(&1), "{how}: it is all there is");
+        let read = at_b.with(Read::new().after(token));
+        let value = match how {
+            "get" => read.get(&1).await.unwrap(),
+            "get in memory" => {
+                let memory = Read::new().after(token).tiers(larder::Tiers::Memory);
+                at_b.with(memory).get(&1).await.unwrap()
+            }
+            "load" => read.get_or_load(&1, |_| found(Some(2))).await.unwrap(),
+            _ => {
+                let load = async |_| Ok::<_, io::Error>([(1, 2)]);
+                let values = read.get_or_load_many(&[1], load).await.unwrap();
+                values[0].clone()
+            }
+        };
+        let expected = (!how.starts_with("get")).then_some(2);
+        assert_eq!(value.as_deref().copied(), expected, "{how}");
+    }
+}
+
+/// They are one herd, like any other.
+#[tokio::test]
+async fn behind_a_token_a_suspect_is_loaded_once_and_confirmed_once() {
+    for tier_is_down in [true, false] {
+        let fleet = Fleet::new();
+        let (_a, _, at_a) = joined(fleet.process()).await;
+        let (b, _, at_b) = joined(fleet.process()).await;
+        in_memory(&at_b, 1).await;
+        forge(&fleet.bus, "nobody can read this").await;
+        let token = at_a.invalidate(&50).await.unwrap().token().unwrap();
+        until("both came, and nothing is missing", || {
+            let bus = b.bus().unwrap();
+            bus.unreadable == 1 && bus.heard > 0 && bus.healthy
+        })
+        .await;
+        let gate = Gate::new();
+        if tier_is_down {
+            let down = StoreFault::Fail(StoreErrorKind::Unavailable);
+            fleet.store.inject(Operation::ALL, down);
+        }
+        let leased = fleet.store.begun(Operation::Lease);
+        let readers: Vec<_> = (0..50)
+            .map(|_| {
+                let (at_b, gate) = (at_b.clone(), gate.clone());
+                tokio::spawn(async move {
+                    let load = async move |_| {
+                        gate.wait().await;
+                        Ok::<_, io::Error>(Some(2))
+                    };
+                    let read = at_b.with(Read::new().after(token));
+                    read.get_or_load(&1, load).await.unwrap()
+                })
+            })
+            .collect();
+        if tier_is_down {
+            soon(gate.arrived(1)).await;
+        }
+        settle_all().await;
+        gate.open();
+        for reader in readers {
+            let seen = soon(reader).await.unwrap();
+            let expected = if tier_is_down { 2 } else { 1 };
+            assert_eq!(seen.as_deref(), Some(&expected));
+        }
+        assert_eq!(gate.arrivals(), usize::from(tier_is_down));
+        assert_eq!(at_b.stats().fenced, 0);
+        if !tier_is_down {
+            let now_leased = fleet.store.begun(Operation::Lease);
+            assert_eq!(now_leased, leased, "a look at its front was enough");
+            assert_eq!(at_b.get_in_memory(&1).as_deref(), Some(&1));
+        }
+    }
+}
+
+/// Lets all tasks come as far as they can without anybody's help.
+async fn settle_all() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn what_the_bus_does_not_take_is_queued_and_told_when_it_is_back() {
     for how in ["invalidate", "set", "tag", "clear", "pattern"] {

@@ -148,13 +148,8 @@ where
     K: CacheKey,
     V: Send + Sync + 'static,
 {
-    Call {
-        cache,
-        read: Read::PLAIN,
-        hash: cache.memory.hash(key),
-        key,
-        reason: Reason::NotInMemory,
-    }
+    let hash = cache.memory.hash(key);
+    Call::new(cache, &Read::PLAIN, hash, key, Reason::NotInMemory)
 }
 
 /// Loads a key whose entry is in memory, fresh or not, under the lease of the tiers; everybody is

@@ -29,23 +29,43 @@ use crate::write;
 
 /// A read that memory did not answer.
 pub(super) struct Call<'a, K: Send + Sync + 'static, V: Send + Sync + 'static, Q: ?Sized> {
-    pub(super) cache: &'a Arc<Inner<K, V>>,
-    pub(super) read: Read,
+    cache: &'a Arc<Inner<K, V>>,
+    read: Read,
     pub(super) hash: u64,
     pub(super) key: &'a Q,
-    pub(super) reason: Reason,
+    reason: Reason,
+    /// Whether what nobody can be asked about is no answer: it may be older than what a token stands
+    /// for, even if everything up to the token was heard, as something before it may have been missed.
+    is_strict: bool,
 }
 
 /// How often one call boards a flight before it gives up. More than one round is needed only
 /// while callers with and without a word for "absent" share a key.
 const ROUNDS: usize = 8;
 
-impl<K, V, Q> Call<'_, K, V, Q>
+impl<'a, K, V, Q> Call<'a, K, V, Q>
 where
     K: CacheKey,
     V: Send + Sync + 'static,
     Q: AsKey<K> + ?Sized,
 {
+    pub(super) fn new(
+        cache: &'a Arc<Inner<K, V>>,
+        read: &Read,
+        hash: u64,
+        key: &'a Q,
+        reason: Reason,
+    ) -> Self {
+        Self {
+            cache,
+            read: *read,
+            hash,
+            key,
+            reason,
+            is_strict: reason == Reason::Suspect && read.after.is_some(),
+        }
+    }
+
     /// Waits as long as the caller wants to, then serves what memory holds, if that may be.
     pub(super) async fn patiently(
         &self,
@@ -84,7 +104,8 @@ where
     pub(super) fn stand_in(&self, seeking: Seeking) -> Option<Reply<V>> {
         let now = self.cache.clock().monotonic();
         let (held, standing) = self.possible_stand_in(seeking, now)?;
-        if standing != Standing::Current && self.cache.rules.isolation != Isolation::Serve {
+        let believing = self.cache.rules.isolation == Isolation::Serve && !self.is_strict;
+        if standing != Standing::Current && !believing {
             return None;
         }
         self.note(Some(&held));
@@ -111,7 +132,7 @@ where
         let mut budget = Budget::new(cache.shared.tier_budget);
         cache.shared.join(&mut budget).await;
         let mark = self.mark();
-        let peeks = if self.read.unheard {
+        let peeks = if self.is_apart() {
             &cache.unheard[1]
         } else {
             &cache.peeks
@@ -238,6 +259,7 @@ where
             .taken_over_at(mark)
             .not_staler_than(self.read.max_stale)
             .unheard(self.read.unheard)
+            .strict(self.is_strict)
     }
 
     /// The state of the fence as this caller boards. One who wants to see what was not heard of
@@ -261,9 +283,14 @@ where
         }
     }
 
+    /// Whether this caller takes no part in flights of those who are content with less.
+    fn is_apart(&self) -> bool {
+        self.read.unheard || self.is_strict
+    }
+
     /// The flights of callers that read as this one does.
     fn loads(&self) -> &Arc<Flights<K, Landing<V>>> {
-        if self.read.unheard {
+        if self.is_apart() {
             &self.cache.unheard[0]
         } else {
             self.cache.loads(self.read.tiers)

@@ -285,7 +285,7 @@ where
     V: Send + Sync + 'static,
 {
     let lowest = fill.cache().tiers.len().saturating_sub(1);
-    fill.is_unheard() || (fill.cache().is_shared() && fill.holds_lease(lowest))
+    fill.is_strict() || (fill.cache().is_shared() && fill.holds_lease(lowest))
 }
 
 /// Runs the loader and brings what it says to everybody who waits.

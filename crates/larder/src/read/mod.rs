@@ -99,13 +99,7 @@ where
             Probe::Fetch(reason) => reason,
         }
     };
-    let call = Call {
-        cache,
-        read: *read,
-        hash,
-        key,
-        reason,
-    };
+    let call = Call::new(cache, read, hash, key, reason);
     let reply = call.patiently(Seeking::Peek, Box::pin(call.peek())).await;
     cache.exit_with(hash, key, &reply);
     reply
@@ -156,13 +150,7 @@ where
             Probe::Fetch(reason) => reason,
         }
     };
-    let call = Call {
-        cache,
-        read: *read,
-        hash,
-        key,
-        reason,
-    };
+    let call = Call::new(cache, read, hash, key, reason);
     let slow = Box::pin(call.fetch(load));
     let reply = call.patiently(Seeking::of::<V, A>(), slow).await;
     cache.exit_with(hash, key, &reply);
@@ -268,14 +256,7 @@ where
                 ));
             }
             Probe::Fetch(reason) => {
-                let call = Call {
-                    cache,
-                    read: *read,
-                    hash,
-                    key,
-                    reason,
-                };
-                missed.push((at, call));
+                missed.push((at, Call::new(cache, read, hash, key, reason)));
                 values.push(Ok(None));
                 continue;
             }
