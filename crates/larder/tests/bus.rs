@@ -12,7 +12,7 @@ use common::{
 };
 use larder::backplane::{Backplane, LocalBus};
 use larder::store::StoreErrorKind;
-use larder::{Cache, Isolation, Larder, Loaded, Read, Reason, Receipt, Source, TierHealth};
+use larder::{Cache, Isolation, Larder, Loaded, Read, Reason, Receipt, Source, TierHealth, Token};
 use larder_testkit::{
     BusFault, BusOperation, FaultyBus, FaultyStore, Gate, Operation, StoreFault, settle,
 };
@@ -286,6 +286,19 @@ async fn with_nobody_to_ask_suspects_are_served_and_counted_or_loaded_as_the_cac
     }
 }
 
+/// Has `b` hear a message of `at_a`, whose token this is, behind one that it could not read: whatever
+/// it holds is suspect.
+async fn heard_behind_a_doubt(fleet: &Fleet, at_a: &Numbers, b: &Larder) -> Token {
+    forge(&fleet.bus, "nobody can read this").await;
+    let token = at_a.invalidate(&50).await.unwrap().token().unwrap();
+    until("both came, and nothing is missing", || {
+        let bus = b.bus().unwrap();
+        bus.unreadable == 1 && bus.heard > 0 && bus.healthy
+    })
+    .await;
+    token
+}
+
 /// A later message was heard, but one that came before it was not: what that was, nobody can be asked.
 #[tokio::test]
 async fn with_nobody_to_ask_suspects_are_not_served_behind_a_token() {
@@ -294,13 +307,7 @@ async fn with_nobody_to_ask_suspects_are_not_served_behind_a_token() {
         let (_a, _, at_a) = joined(fleet.process()).await;
         let (b, _, at_b) = joined(fleet.process()).await;
         in_memory(&at_b, 1).await;
-        forge(&fleet.bus, "nobody can read this").await;
-        let token = at_a.invalidate(&50).await.unwrap().token().unwrap();
-        let heard = || b.bus().unwrap().unreadable == 1 && b.bus().unwrap().heard > 0;
-        until("both came, and nothing is missing", || {
-            heard() && b.bus().unwrap().healthy
-        })
-        .await;
+        let token = heard_behind_a_doubt(&fleet, &at_a, &b).await;
         let down = StoreFault::Fail(StoreErrorKind::Unavailable);
         fleet.store.inject(Operation::ALL, down);
         let plain = at_b.get(&1).await.unwrap();
@@ -332,13 +339,7 @@ async fn behind_a_token_a_suspect_is_loaded_once_and_confirmed_once() {
         let (_a, _, at_a) = joined(fleet.process()).await;
         let (b, _, at_b) = joined(fleet.process()).await;
         in_memory(&at_b, 1).await;
-        forge(&fleet.bus, "nobody can read this").await;
-        let token = at_a.invalidate(&50).await.unwrap().token().unwrap();
-        until("both came, and nothing is missing", || {
-            let bus = b.bus().unwrap();
-            bus.unreadable == 1 && bus.heard > 0 && bus.healthy
-        })
-        .await;
+        let token = heard_behind_a_doubt(&fleet, &at_a, &b).await;
         let gate = Gate::new();
         if tier_is_down {
             let down = StoreFault::Fail(StoreErrorKind::Unavailable);
